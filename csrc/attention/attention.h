@@ -1,0 +1,48 @@
+// Attention over the paged KV cache, prefill and decode alike (FlashAttention's running softmax,
+// arXiv 2205.14135; splits of the context merged as in Flash-Decoding).
+#pragma once
+
+#include <cstddef>
+
+#include "attention/attention_types.h"
+#include "runtime/buffer.h"
+#include "simd/simd.h"
+
+namespace fuserve::FUSERVE_ISA {
+
+// Running softmax of `rows` queries: the largest score, the sum of exponentials, and the weighted
+// sum of values, for each row.
+struct SoftmaxState {
+  float* largest = nullptr;  // [rows]
+  float* sum = nullptr;      // [rows]
+  float* values = nullptr;   // [rows][padded_head_dim]
+
+  static size_t floats(int rows, int padded_head_dim) {
+    return static_cast<size_t>(rows) * static_cast<size_t>(padded_head_dim + 2);
+  }
+  static SoftmaxState in(float* memory, int rows, int padded_head_dim) {
+    const auto r = static_cast<size_t>(rows);
+    return {memory + r * static_cast<size_t>(padded_head_dim),
+            memory + r * static_cast<size_t>(padded_head_dim + 1), memory};
+  }
+  void clear(int rows, int padded_head_dim) const;
+};
+
+// Rows of a task: token by token, its heads within.
+inline int task_rows(const AttentionShape& shape, const AttentionTask& task) {
+  return task.tokens * shape.heads_per_kv();
+}
+
+// Attends to the keys of one context split; `state` is overwritten.
+void attend_split(const AttentionShape& shape, const KVCache& cache, const AttentionTask& task,
+                  int split, const SoftmaxState& state, Scratch& scratch);
+
+// Adds a split's state to the total; splits are merged in ascending order.
+void merge_split(int rows, int padded_head_dim, const SoftmaxState& split,
+                 const SoftmaxState& total);
+
+// Writes values / sum to out[token][head][head_dim], from the task's first token and head.
+void finish_attention(const AttentionShape& shape, const AttentionTask& task,
+                      const SoftmaxState& total, float* out, std::ptrdiff_t out_stride);
+
+}  // namespace fuserve::FUSERVE_ISA

@@ -1,0 +1,16 @@
+// The KV cache as Python holds it.
+#pragma once
+
+#include "attention/attention_types.h"
+#include "bindings/bindings.h"
+#include "runtime/buffer.h"
+
+namespace fuserve::bindings {
+
+struct CacheHandle {
+  Buffer memory;
+  KVCache cache;
+  int num_layers = 0;
+};
+
+}  // namespace fuserve::bindings

@@ -1,0 +1,10 @@
+#include "bindings/bindings.h"
+
+NB_MODULE(_native, m) {
+  m.doc() = "fuserve's native core. Use it through fuserve.kernels and fuserve.decoder.";
+  bind_machine(m);
+  bind_linear(m);
+  bind_attention(m);
+  bind_decoder(m);
+  bind_sampling(m);
+}

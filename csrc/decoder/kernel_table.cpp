@@ -1,0 +1,115 @@
+// This instruction set's entries of the kernel table.
+#include <algorithm>
+
+#include "attention/append.h"
+#include "attention/attention.h"
+#include "decoder/fused_decoder.h"
+#include "linear/linear.h"
+#include "linear/pack.h"
+#include "machine/ceilings.h"
+#include "norm/norm.h"
+#include "runtime/kernels.h"
+
+#define FUSERVE_STRING_(x) #x
+#define FUSERVE_STRING(x) FUSERVE_STRING_(x)
+
+namespace fuserve::FUSERVE_ISA {
+namespace {
+
+void pack(const LinearShape& shape, const PackSource& source, std::uint8_t* packed,
+          ThreadPool& pool) {
+  constexpr int kTilesAtOnce = 4;
+  pool.run([&](Team& team, int thread) {
+    team.for_each(thread, ceil_div(shape.tiles(), kTilesAtOnce), [&](int i) {
+      pack_tiles(shape, source, i * kTilesAtOnce, std::min((i + 1) * kTilesAtOnce, shape.tiles()),
+                 packed);
+    });
+  });
+}
+
+void linear(const PackedLinear& w, const float* x, int rows, float* out, ThreadPool& pool) {
+  RowBuffer buffer;
+  buffer.reserve(rows, w.cols);
+  const MutableRows input = buffer.view(w.cols);
+  std::vector<Scratch> scratch(static_cast<size_t>(pool.size()));
+  const int stride = w.tiles() * kTileRows;
+  pool.run([&](Team& team, int thread) {
+    team.for_each(thread, rows, [&](int row) {
+      const float* source = x + static_cast<std::ptrdiff_t>(row) * w.cols;
+      if (w.wants_quantized_input())
+        quantize_row(source, input.record(row), input.layout);
+      else
+        std::copy_n(source, w.cols, input.value_row(row));
+    });
+    team.sync(thread);
+    constexpr int kRows = 96, kTiles = 4;
+    const int units = ceil_div(w.tiles(), kTiles);
+    team.for_each(thread, ceil_div(rows, kRows) * units, [&](int unit) {
+      const int first = unit / units * kRows, tile = unit % units * kTiles;
+      linear_tiles(w, input.read_only(), first, std::min(first + kRows, rows), tile,
+                   std::min(tile + kTiles, w.tiles()),
+                   out + static_cast<std::ptrdiff_t>(first) * stride + tile * kTileRows, stride,
+                   scratch[static_cast<size_t>(thread)]);
+    });
+  });
+}
+
+void normalize_rows(const Norm& norm, const float* x, int rows, int size, float* out) {
+  for (int row = 0; row < rows; ++row) {
+    const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(row) * size;
+    normalize(norm, x + at, size, out + at);
+  }
+}
+
+void attention(const AttentionShape& shape, const KVCache& cache, AttentionTask task,
+               const float* keys, const float* values, float* out) {
+  const int padded = shape.padded_head_dim(), heads = shape.heads_per_kv();
+  for (int t = 0; t < task.tokens; ++t)
+    for (int head = 0; head < shape.num_kv_heads; ++head) {
+      const int position = task.first_position + t;
+      const int block = task.block_table[position / kBlockTokens];
+      const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(t * shape.num_kv_heads + head) * padded;
+      append_key(cache, task.layer, block, head, position % kBlockTokens, keys + at);
+      append_value(cache, task.layer, block, head, position % kBlockTokens, values + at);
+    }
+  Scratch scratch, states;
+  const int rows = task_rows(shape, task);
+  const size_t floats = SoftmaxState::floats(rows, padded);
+  auto* memory = states.get<float>(2 * floats);
+  const SoftmaxState total = SoftmaxState::in(memory, rows, padded);
+  const SoftmaxState part = SoftmaxState::in(memory + floats, rows, padded);
+  const float* queries = task.queries;
+  for (task.kv_head = 0; task.kv_head < shape.num_kv_heads; ++task.kv_head) {
+    task.queries = queries + task.kv_head * heads * padded;
+    total.clear(rows, padded);
+    for (int split = task.first_split(); split < task.end_split(); ++split) {
+      attend_split(shape, cache, task, split, part, scratch);
+      merge_split(rows, padded, part, total);
+    }
+    finish_attention(shape, task, total, out + task.kv_head * heads * shape.head_dim,
+                     shape.num_heads * shape.head_dim);
+  }
+}
+
+std::unique_ptr<Decoder> make_decoder(DecoderModel model, const KVCache& cache) {
+  return std::make_unique<FusedDecoder>(std::move(model), cache);
+}
+
+}  // namespace
+
+const Kernels& kernel_table();
+const Kernels& kernel_table() {
+  static const Kernels table{FUSERVE_STRING(FUSERVE_ISA),
+                             pack,
+                             linear,
+                             unpack_row,
+                             normalize_rows,
+                             attention,
+                             make_decoder,
+                             read_bandwidth,
+                             fp32_rate,
+                             byte_dot_rate};
+  return table;
+}
+
+}  // namespace fuserve::FUSERVE_ISA

@@ -1,0 +1,93 @@
+// The memory of a step: activations shared by all threads, and each thread's own.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "decoder/decoder.h"
+#include "linear/activations.h"
+#include "runtime/buffer.h"
+
+namespace fuserve::FUSERVE_ISA {
+
+// Rows that a producer fills, in the forms that the next linears want.
+struct MutableRows {
+  float* values = nullptr;
+  std::ptrdiff_t value_stride = 0;
+  std::int8_t* records = nullptr;
+  QuantizedLayout layout;
+
+  float* value_row(int row) const { return values + row * value_stride; }
+  std::int8_t* record(int row) const {
+    return records + row * static_cast<std::ptrdiff_t>(layout.stride());
+  }
+  Rows read_only() const { return {values, value_stride, records, layout}; }
+};
+
+class RowBuffer {
+ public:
+  void reserve(int rows, int cols) {
+    const auto r = static_cast<size_t>(rows);
+    values_.get<float>(r * static_cast<size_t>(round_up(cols, kTileRows)));
+    records_.get<std::int8_t>(r * QuantizedLayout{cols}.stride());
+  }
+  // The buffer as rows of `cols` features, at most as many as were reserved.
+  MutableRows view(int cols) {
+    return {values_.get<float>(0), round_up(cols, kTileRows), records_.get<std::int8_t>(0),
+            QuantizedLayout{cols}};
+  }
+
+ private:
+  Scratch values_, records_;
+};
+
+struct ThreadMemory {
+  RowBuffer input;    // one row, normalized by this thread for itself
+  Scratch product;    // outputs of linear_tiles before the epilogue
+  Scratch linear;     // unpacked panels
+  Scratch attention;  // scores and widened blocks
+  Scratch softmax;    // running softmax states
+};
+
+struct Workspace {
+  float* hidden = nullptr;             // [tokens, hidden]
+  float* branch = nullptr;             // [tokens, hidden]: a half-layer's output before its norm
+  float* queries = nullptr;            // [tokens, heads, padded head dim]
+  float* attention = nullptr;          // [tokens, heads * head dim]
+  std::vector<float*> cosines, sines;  // for each rope: [tokens, dim / 2]
+  RowBuffer input;                     // normalized rows
+  RowBuffer inner;                     // feed-forward activations
+  std::vector<ThreadMemory> threads;
+
+  void reserve(const DecoderModel& model, int tokens, int num_threads) {
+    const auto t = static_cast<size_t>(tokens), h = static_cast<size_t>(model.hidden_size);
+    const auto heads = static_cast<size_t>(model.attention.num_heads);
+    const auto padded = static_cast<size_t>(model.attention.padded_head_dim());
+    const int attention_cols = model.attention.num_heads * model.attention.head_dim;
+    hidden = memory_[0].get<float>(t * h);
+    branch = memory_[1].get<float>(t * h);
+    queries = memory_[2].get<float>(t * heads * padded);
+    attention = memory_[3].get<float>(t * static_cast<size_t>(attention_cols));
+    size_t angles = 0;
+    for (const Rope& rope : model.ropes) angles += t * static_cast<size_t>(rope.dim);
+    auto* memory = memory_[4].get<float>(angles);
+    cosines.clear();
+    sines.clear();
+    for (const Rope& rope : model.ropes) {
+      const size_t count = t * static_cast<size_t>(rope.dim / 2);
+      cosines.push_back(memory);
+      sines.push_back(memory + count);
+      memory += 2 * count;
+    }
+    const int widest = std::max(model.hidden_size, attention_cols);
+    input.reserve(tokens, widest);
+    inner.reserve(tokens, model.ffn_size);
+    threads.resize(static_cast<size_t>(num_threads));
+    for (ThreadMemory& thread : threads) thread.input.reserve(1, widest);
+  }
+
+ private:
+  Scratch memory_[5];
+};
+
+}  // namespace fuserve::FUSERVE_ISA

@@ -1,0 +1,89 @@
+// Weight formats and the packed layout that every linear kernel reads.
+//
+// A weight matrix [rows, cols] is cut into tiles of 16 output rows. Inside a tile the features run
+// in order, so that one sequential stream of memory feeds the kernels:
+//   f32, f16, bf16   for each feature: 16 values, one per row
+//   q8, q4           for each group of features: 16 f16 scales (q4 asymmetric: then 16 f16
+//                    minimums), then for each block of 32 features, for each four features
+//                    (q4: eight), for each row: its four bytes. A q4 byte holds feature k+i in its
+//                    low and feature k+4+i in its high nibble.
+// q8 value = scale * q; q4 symmetric = scale * (q - 8); q4 asymmetric = scale * q + minimum.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fuserve {
+
+enum class WeightFormat : int { f32 = 0, f16 = 1, bf16 = 2, q8 = 3, q4 = 4, q4_asymmetric = 5 };
+
+inline constexpr int kTileRows = 16;
+inline constexpr int kBlockCols = 32;  // features that share an activation scale
+
+constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+constexpr int round_up(int a, int b) { return ceil_div(a, b) * b; }
+
+constexpr bool is_integer(WeightFormat f) { return f >= WeightFormat::q8; }
+constexpr bool is_q4(WeightFormat f) { return f >= WeightFormat::q4; }
+
+// Bytes of 16 rows over one block of 32 features, without scales.
+constexpr int block_bytes(WeightFormat f) {
+  switch (f) {
+    case WeightFormat::f32:
+      return kTileRows * kBlockCols * 4;
+    case WeightFormat::f16:
+    case WeightFormat::bf16:
+      return kTileRows * kBlockCols * 2;
+    case WeightFormat::q8:
+      return kTileRows * kBlockCols;
+    default:
+      return kTileRows * kBlockCols / 2;
+  }
+}
+
+// Bytes of the scales (and minimums) that stand before each group of a tile.
+constexpr int header_bytes(WeightFormat f) {
+  if (!is_integer(f)) return 0;
+  return f == WeightFormat::q4_asymmetric ? 4 * kTileRows : 2 * kTileRows;
+}
+
+struct LinearShape {
+  WeightFormat format = WeightFormat::f32;
+  int rows = 0;       // output features, without padding
+  int cols = 0;       // input features
+  int group = 0;      // features that share a scale, a multiple of 32; 0: all of them
+  int row_group = 0;  // rows that start on a tile of their own (a head's); 0: all of them
+
+  int rows_per_group() const { return row_group ? row_group : rows; }
+  int tiles_per_group() const { return ceil_div(rows_per_group(), kTileRows); }
+  int tiles() const { return rows / rows_per_group() * tiles_per_group(); }
+  int blocks() const { return ceil_div(cols, kBlockCols); }
+  int blocks_per_group() const { return group ? group / kBlockCols : blocks(); }
+  int groups() const { return ceil_div(blocks(), blocks_per_group()); }
+
+  size_t tile_bytes() const {
+    if (!is_integer(format))
+      return static_cast<size_t>(cols) * static_cast<size_t>(block_bytes(format) / kBlockCols);
+    return static_cast<size_t>(blocks()) * static_cast<size_t>(block_bytes(format)) +
+           static_cast<size_t>(groups()) * static_cast<size_t>(header_bytes(format));
+  }
+  size_t packed_bytes() const { return static_cast<size_t>(tiles()) * tile_bytes(); }
+
+  // Source row of lane `lane` of tile `tile`, or -1 where the tile is padding.
+  int source_row(int tile, int lane) const {
+    const int in_group = tile % tiles_per_group() * kTileRows + lane;
+    if (in_group >= rows_per_group()) return -1;
+    return tile / tiles_per_group() * rows_per_group() + in_group;
+  }
+};
+
+struct PackedLinear : LinearShape {
+  const std::uint8_t* data = nullptr;
+  const float* bias = nullptr;     // [tiles * 16], zero in the padding; null: none
+  bool float_activations = false;  // compute integer formats in fp32 from unpacked panels
+
+  bool wants_quantized_input() const { return is_integer(format) && !float_activations; }
+  const std::uint8_t* tile(int t) const { return data + static_cast<size_t>(t) * tile_bytes(); }
+};
+
+}  // namespace fuserve

@@ -1,0 +1,84 @@
+#include "runtime/team.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace fuserve {
+namespace {
+
+// A pause takes about 40 cycles on the x86 cores of the last years, so this is 50 to 100
+// microseconds: longer than any phase of a decode step, far shorter than a scheduler's time slice.
+constexpr int kSpins = 4000;
+
+void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#endif
+}
+
+// Returns once `value` is no longer `old`.
+void wait_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old) {
+  for (int spin = 0; spin < kSpins; ++spin) {
+    if (value.load(std::memory_order_acquire) != old) return;
+    relax();
+  }
+  while (value.load(std::memory_order_acquire) == old) value.wait(old, std::memory_order_acquire);
+}
+
+}  // namespace
+
+Team::Team(int num_threads)
+    : num_threads_(num_threads),
+      shares_(static_cast<size_t>(3 * num_threads)),
+      phases_(static_cast<size_t>(num_threads)) {}
+
+void Team::sync(int thread) {
+  if (num_threads_ == 1) return;
+  int& phase = phases_[static_cast<size_t>(thread)].number;
+  shares_[static_cast<size_t>((phase + 1) % 3 * num_threads_ + thread)].taken.store(
+      0, std::memory_order_relaxed);
+  phase = (phase + 1) % 3;
+  const std::uint32_t generation = generation_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == num_threads_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    generation_.fetch_add(1, std::memory_order_release);
+    generation_.notify_all();
+  } else {
+    wait_for_change(generation_, generation);
+  }
+}
+
+ThreadPool::ThreadPool(int num_threads) : team_(num_threads) {
+  for (int thread = 1; thread < num_threads; ++thread)
+    workers_.emplace_back([this, thread] { work(thread); });
+}
+
+ThreadPool::~ThreadPool() {
+  stopping_.store(true);
+  ticket_.fetch_add(1);
+  ticket_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::run(const std::function<void(Team&, int)>& job) {
+  job_ = &job;
+  ticket_.fetch_add(1, std::memory_order_release);
+  ticket_.notify_all();
+  job(team_, 0);
+  team_.sync(0);
+}
+
+void ThreadPool::work(int thread) {
+  std::uint32_t seen = 0;
+  while (true) {
+    wait_for_change(ticket_, seen);
+    // Tickets come one at a time: `run` ends with a barrier that this thread passes below.
+    ++seen;
+    if (stopping_.load()) return;
+    (*job_)(team_, thread);
+    team_.sync(thread);
+  }
+}
+
+}  // namespace fuserve

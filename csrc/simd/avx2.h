@@ -1,0 +1,217 @@
+// AVX2, FMA and F16C: sixteen lanes are two registers.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "simd/types.h"
+
+namespace fuserve::FUSERVE_ISA {
+
+inline constexpr int kFloatTokens = 6;    // tokens of a float micro-kernel tile
+inline constexpr int kIntegerTokens = 4;  // tokens of an integer micro-kernel tile
+
+struct F32x16 {
+  __m256 lo, hi;
+};
+struct I32x16 {
+  __m256i lo, hi;
+};
+
+inline F32x16 set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline F32x16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+inline F32x16 load16(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline F32x16 load16(const Half* p) {
+  const auto* q = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
+}
+inline F32x16 load16(const BFloat* p) {
+  const auto* q = reinterpret_cast<const __m128i*>(p);
+  const auto widen = [](__m128i x) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16));
+  };
+  return {widen(_mm_loadu_si128(q)), widen(_mm_loadu_si128(q + 1))};
+}
+inline void store16(float* p, F32x16 a) {
+  _mm256_storeu_ps(p, a.lo);
+  _mm256_storeu_ps(p + 8, a.hi);
+}
+inline void store16(Half* p, F32x16 a) {
+  auto* q = reinterpret_cast<__m128i*>(p);
+  _mm_storeu_si128(q, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(q + 1, _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
+}
+// All ones in the lanes below n.
+inline __m256i lanes_below(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline F32x16 load_n(const float* p, int n) {
+  return {_mm256_maskload_ps(p, lanes_below(n)),
+          n > 8 ? _mm256_maskload_ps(p + 8, lanes_below(n - 8)) : _mm256_setzero_ps()};
+}
+inline void store_n(float* p, F32x16 a, int n) {
+  _mm256_maskstore_ps(p, lanes_below(n), a.lo);
+  if (n > 8) _mm256_maskstore_ps(p + 8, lanes_below(n - 8), a.hi);
+}
+
+inline F32x16 add(F32x16 a, F32x16 b) {
+  return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
+}
+inline F32x16 sub(F32x16 a, F32x16 b) {
+  return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)};
+}
+inline F32x16 mul(F32x16 a, F32x16 b) {
+  return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+}
+inline F32x16 div(F32x16 a, F32x16 b) {
+  return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)};
+}
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+inline F32x16 max(F32x16 a, F32x16 b) {
+  return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)};
+}
+inline F32x16 min(F32x16 a, F32x16 b) {
+  return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)};
+}
+inline F32x16 abs(F32x16 a) {
+  const __m256 sign = _mm256_set1_ps(-0.0F);
+  return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+inline F32x16 sqrt(F32x16 a) { return {_mm256_sqrt_ps(a.lo), _mm256_sqrt_ps(a.hi)}; }
+inline F32x16 round(F32x16 a) {
+  constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+  return {_mm256_round_ps(a.lo, mode), _mm256_round_ps(a.hi, mode)};
+}
+// 2^n for integral n in [-126, 127].
+inline F32x16 pow2(F32x16 n) {
+  const auto one = [](__m256 x) {
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(x), _mm256_set1_epi32(127)), 23));
+  };
+  return {one(n.lo), one(n.hi)};
+}
+// Lanes in [first, last) of a, the others `fill`.
+inline F32x16 keep(F32x16 a, int first, int last, float fill) {
+  const __m256 f = _mm256_set1_ps(fill);
+  const auto one = [&](__m256 x, int from, int to) {
+    const __m256i m = _mm256_andnot_si256(lanes_below(from), lanes_below(to));
+    return _mm256_blendv_ps(f, x, _mm256_castsi256_ps(m));
+  };
+  return {one(a.lo, first, last), one(a.hi, first - 8, last - 8)};
+}
+// a, or 0 where x < limit.
+inline F32x16 zero_where_below(F32x16 a, F32x16 x, F32x16 limit) {
+  return {_mm256_andnot_ps(_mm256_cmp_ps(x.lo, limit.lo, _CMP_LT_OQ), a.lo),
+          _mm256_andnot_ps(_mm256_cmp_ps(x.hi, limit.hi, _CMP_LT_OQ), a.hi)};
+}
+inline F32x16 copysign(F32x16 magnitude, F32x16 sign) {
+  const __m256 bit = _mm256_set1_ps(-0.0F);
+  return {_mm256_or_ps(_mm256_andnot_ps(bit, magnitude.lo), _mm256_and_ps(bit, sign.lo)),
+          _mm256_or_ps(_mm256_andnot_ps(bit, magnitude.hi), _mm256_and_ps(bit, sign.hi))};
+}
+
+// Sums lanes i and i+8 first, then halves again: the same order in every instruction set.
+inline float reduce_add(F32x16 a) {
+  const __m256 s8 = _mm256_add_ps(a.lo, a.hi);
+  const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+  const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+  return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
+}
+inline float reduce_max(F32x16 a) {
+  const __m256 s8 = _mm256_max_ps(a.lo, a.hi);
+  const __m128 s4 = _mm_max_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+  const __m128 s2 = _mm_max_ps(s4, _mm_movehl_ps(s4, s4));
+  return _mm_cvtss_f32(_mm_max_ss(s2, _mm_movehdup_ps(s2)));
+}
+
+inline I32x16 to_int(F32x16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+inline F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+inline std::int32_t reduce_add(I32x16 a) {
+  const __m256i s8 = _mm256_add_epi32(a.lo, a.hi);
+  __m128i s = _mm_add_epi32(_mm256_castsi256_si128(s8), _mm256_extracti128_si256(s8, 1));
+  s = _mm_add_epi32(s, _mm_unpackhi_epi64(s, s));
+  return _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 1)));
+}
+// Values in [-128, 127], or saturated.
+inline void store_i8(std::int8_t* p, I32x16 a) {
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xD8);
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(p),
+      _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+inline __m256i load_bytes(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+inline __m256i broadcast4(const std::int8_t* p) {
+  std::int32_t x;
+  std::memcpy(&x, p, sizeof x);
+  return _mm256_set1_epi32(x);
+}
+
+// out[t][row] = sum over 32 features of w[row][k] * a[t][k]; w is one q4 block of a tile.
+// Eight products of 15 * 128 * 2 fit an int16, so the block is widened once, at its end.
+template <int T>
+inline void dot_q4(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
+                   I32x16 (&out)[T]) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  __m256i lo[T], hi[T];
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m256i w_lo = load_bytes(w + 64 * j), w_hi = load_bytes(w + 64 * j + 32);
+    const __m256i first_lo = _mm256_and_si256(w_lo, mask);
+    const __m256i first_hi = _mm256_and_si256(w_hi, mask);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const __m256i x = broadcast4(a + t * stride + 8 * j);
+      const __m256i p_lo = _mm256_maddubs_epi16(first_lo, x);
+      const __m256i p_hi = _mm256_maddubs_epi16(first_hi, x);
+      lo[t] = j == 0 ? p_lo : _mm256_add_epi16(lo[t], p_lo);
+      hi[t] = j == 0 ? p_hi : _mm256_add_epi16(hi[t], p_hi);
+    }
+    const __m256i second_lo = _mm256_and_si256(_mm256_srli_epi16(w_lo, 4), mask);
+    const __m256i second_hi = _mm256_and_si256(_mm256_srli_epi16(w_hi, 4), mask);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const __m256i x = broadcast4(a + t * stride + 8 * j + 4);
+      lo[t] = _mm256_add_epi16(lo[t], _mm256_maddubs_epi16(second_lo, x));
+      hi[t] = _mm256_add_epi16(hi[t], _mm256_maddubs_epi16(second_hi, x));
+    }
+  }
+  const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t)
+    out[t] = {_mm256_madd_epi16(lo[t], ones), _mm256_madd_epi16(hi[t], ones)};
+}
+
+// The same for a q8 block. |w| times sign(w) * a keeps the first factor unsigned; one pair of
+// products fills an int16, so each is widened at once.
+template <int T>
+inline void dot_q8(const std::int8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
+                   I32x16 (&out)[T]) {
+  const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) out[t] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) {
+    const __m256i w_lo = load_bytes(w + 64 * j), w_hi = load_bytes(w + 64 * j + 32);
+    const __m256i abs_lo = _mm256_sign_epi8(w_lo, w_lo), abs_hi = _mm256_sign_epi8(w_hi, w_hi);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t) {
+      const __m256i x = broadcast4(a + t * stride + 4 * j);
+      const __m256i p_lo = _mm256_maddubs_epi16(abs_lo, _mm256_sign_epi8(x, w_lo));
+      const __m256i p_hi = _mm256_maddubs_epi16(abs_hi, _mm256_sign_epi8(x, w_hi));
+      out[t].lo = _mm256_add_epi32(out[t].lo, _mm256_madd_epi16(p_lo, ones));
+      out[t].hi = _mm256_add_epi32(out[t].hi, _mm256_madd_epi16(p_hi, ones));
+    }
+  }
+}
+
+}  // namespace fuserve::FUSERVE_ISA

@@ -1,0 +1,146 @@
+// AVX-512 F, BW, VL, DQ and VNNI: sixteen lanes are one register.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "simd/types.h"
+
+namespace fuserve::FUSERVE_ISA {
+
+inline constexpr int kFloatTokens = 12;   // tokens of a float micro-kernel tile
+inline constexpr int kIntegerTokens = 8;  // tokens of an integer micro-kernel tile
+
+struct F32x16 {
+  __m512 v;
+};
+struct I32x16 {
+  __m512i v;
+};
+
+inline F32x16 set1(float x) { return {_mm512_set1_ps(x)}; }
+inline F32x16 zero() { return {_mm512_setzero_ps()}; }
+inline F32x16 load16(const float* p) { return {_mm512_loadu_ps(p)}; }
+inline F32x16 load16(const Half* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+inline F32x16 load16(const BFloat* p) {
+  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
+}
+inline void store16(float* p, F32x16 a) { _mm512_storeu_ps(p, a.v); }
+inline void store16(Half* p, F32x16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+inline __mmask16 lanes_below(int n) {
+  return static_cast<__mmask16>(n >= 16 ? 0xFFFF : n <= 0 ? 0 : (1 << n) - 1);
+}
+inline F32x16 load_n(const float* p, int n) { return {_mm512_maskz_loadu_ps(lanes_below(n), p)}; }
+inline void store_n(float* p, F32x16 a, int n) { _mm512_mask_storeu_ps(p, lanes_below(n), a.v); }
+
+inline F32x16 add(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F32x16 sub(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F32x16 mul(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F32x16 div(F32x16 a, F32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+inline F32x16 abs(F32x16 a) { return {_mm512_abs_ps(a.v)}; }
+inline F32x16 sqrt(F32x16 a) { return {_mm512_sqrt_ps(a.v)}; }
+inline F32x16 round(F32x16 a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+// 2^n for integral n in [-126, 127].
+inline F32x16 pow2(F32x16 n) {
+  const __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(e, 23))};
+}
+// Lanes in [first, last) of a, the others `fill`.
+inline F32x16 keep(F32x16 a, int first, int last, float fill) {
+  const auto m = static_cast<__mmask16>(lanes_below(last) & ~lanes_below(first));
+  return {_mm512_mask_blend_ps(m, _mm512_set1_ps(fill), a.v)};
+}
+// a, or 0 where x < limit.
+inline F32x16 zero_where_below(F32x16 a, F32x16 x, F32x16 limit) {
+  const __mmask16 below = _mm512_cmp_ps_mask(x.v, limit.v, _CMP_LT_OQ);
+  return {_mm512_mask_blend_ps(below, a.v, _mm512_setzero_ps())};
+}
+inline F32x16 copysign(F32x16 magnitude, F32x16 sign) {
+  const __m512 bit = _mm512_set1_ps(-0.0F);
+  return {_mm512_or_ps(_mm512_andnot_ps(bit, magnitude.v), _mm512_and_ps(bit, sign.v))};
+}
+
+// Sums lanes i and i+8 first, then halves again: the same order in every instruction set.
+inline float reduce_add(F32x16 a) {
+  const __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 s4 = _mm_add_ps(_mm256_castps256_ps128(s8), _mm256_extractf128_ps(s8, 1));
+  const __m128 s2 = _mm_add_ps(s4, _mm_movehl_ps(s4, s4));
+  return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
+}
+inline float reduce_max(F32x16 a) { return _mm512_reduce_max_ps(a.v); }
+
+inline I32x16 to_int(F32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
+inline F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline std::int32_t reduce_add(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
+// Values in [-128, 127], or saturated.
+inline void store_i8(std::int8_t* p, I32x16 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v));
+}
+
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+inline __m512i broadcast4(const std::int8_t* p) {
+  std::int32_t x;
+  std::memcpy(&x, p, sizeof x);
+  return _mm512_set1_epi32(x);
+}
+
+// out[t][row] = sum over 32 features of w[row][k] * a[t][k]; w is one q4 block of a tile.
+template <int T>
+inline void dot_q4(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
+                   I32x16 (&out)[T]) {
+  const __m512i mask = _mm512_set1_epi8(15);
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) out[t].v = _mm512_setzero_si512();
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512i both = _mm512_loadu_si512(w + 64 * j);
+    const __m512i first = _mm512_and_si512(both, mask);
+    const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+      const std::int8_t* x = a + t * stride + 8 * j;
+      out[t].v = _mm512_dpbusd_epi32(out[t].v, first, broadcast4(x));
+      out[t].v = _mm512_dpbusd_epi32(out[t].v, second, broadcast4(x + 4));
+    }
+  }
+}
+
+// The same for a q8 block. The instruction wants one factor unsigned: a + 128, and 128 times the
+// sum of the weights is taken off again.
+template <int T>
+inline void dot_q8(const std::int8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
+                   I32x16 (&out)[T]) {
+  const __m512i offset = _mm512_set1_epi8(-128);
+  __m512i surplus = _mm512_setzero_si512();
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) out[t].v = _mm512_setzero_si512();
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) {
+    const __m512i weights = _mm512_loadu_si512(w + 64 * j);
+    surplus = _mm512_dpbusd_epi32(surplus, offset, weights);
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+      const __m512i x = _mm512_xor_si512(broadcast4(a + t * stride + 4 * j), offset);
+      out[t].v = _mm512_dpbusd_epi32(out[t].v, x, weights);
+    }
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) out[t].v = _mm512_sub_epi32(out[t].v, surplus);
+}
+
+}  // namespace fuserve::FUSERVE_ISA

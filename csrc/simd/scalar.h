@@ -1,0 +1,174 @@
+// Plain C++: always available, what sanitizers and exotic machines run.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#include "simd/types.h"
+
+namespace fuserve::FUSERVE_ISA {
+
+inline constexpr int kFloatTokens = 4;    // tokens of a float micro-kernel tile
+inline constexpr int kIntegerTokens = 4;  // tokens of an integer micro-kernel tile
+
+struct F32x16 {
+  float v[16];
+};
+struct I32x16 {
+  std::int32_t v[16];
+};
+
+template <class F>
+inline F32x16 each(F f) {
+  F32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = f(i);
+  return r;
+}
+
+inline F32x16 set1(float x) {
+  return each([&](int) { return x; });
+}
+inline F32x16 zero() { return set1(0.0F); }
+inline F32x16 load16(const float* p) {
+  return each([&](int i) { return p[i]; });
+}
+inline F32x16 load16(const Half* p) {
+  return each([&](int i) { return to_float(p[i]); });
+}
+inline F32x16 load16(const BFloat* p) {
+  return each([&](int i) { return to_float(p[i]); });
+}
+inline void store16(float* p, F32x16 a) { std::memcpy(p, a.v, sizeof a.v); }
+inline void store16(Half* p, F32x16 a) {
+  for (int i = 0; i < 16; ++i) p[i] = to_half(a.v[i]);
+}
+inline F32x16 load_n(const float* p, int n) {
+  return each([&](int i) { return i < n ? p[i] : 0.0F; });
+}
+inline void store_n(float* p, F32x16 a, int n) {
+  for (int i = 0; i < n; ++i) p[i] = a.v[i];
+}
+
+inline F32x16 add(F32x16 a, F32x16 b) {
+  return each([&](int i) { return a.v[i] + b.v[i]; });
+}
+inline F32x16 sub(F32x16 a, F32x16 b) {
+  return each([&](int i) { return a.v[i] - b.v[i]; });
+}
+inline F32x16 mul(F32x16 a, F32x16 b) {
+  return each([&](int i) { return a.v[i] * b.v[i]; });
+}
+inline F32x16 div(F32x16 a, F32x16 b) {
+  return each([&](int i) { return a.v[i] / b.v[i]; });
+}
+inline F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  return each([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
+}
+// max and min: the second operand where one is NaN, as x86 has it.
+inline F32x16 max(F32x16 a, F32x16 b) {
+  return each([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline F32x16 min(F32x16 a, F32x16 b) {
+  return each([&](int i) { return a.v[i] < b.v[i] ? a.v[i] : b.v[i]; });
+}
+inline F32x16 abs(F32x16 a) {
+  return each([&](int i) { return std::fabs(a.v[i]); });
+}
+inline F32x16 sqrt(F32x16 a) {
+  return each([&](int i) { return std::sqrt(a.v[i]); });
+}
+inline F32x16 round(F32x16 a) {
+  return each([&](int i) { return std::nearbyint(a.v[i]); });
+}
+// 2^n for integral n in [-126, 127].
+inline F32x16 pow2(F32x16 n) {
+  return each([&](int i) {
+    const auto bits = static_cast<std::uint32_t>(static_cast<std::int32_t>(n.v[i]) + 127) << 23;
+    float r;
+    std::memcpy(&r, &bits, sizeof r);
+    return r;
+  });
+}
+// Lanes in [first, last) of a, the others `fill`.
+inline F32x16 keep(F32x16 a, int first, int last, float fill) {
+  return each([&](int i) { return i >= first && i < last ? a.v[i] : fill; });
+}
+// a, or 0 where x < limit.
+inline F32x16 zero_where_below(F32x16 a, F32x16 x, F32x16 limit) {
+  return each([&](int i) { return x.v[i] < limit.v[i] ? 0.0F : a.v[i]; });
+}
+inline F32x16 copysign(F32x16 magnitude, F32x16 sign) {
+  return each([&](int i) { return std::copysign(magnitude.v[i], sign.v[i]); });
+}
+
+// Sums lanes i and i+8 first, then halves again: the same order in every instruction set.
+inline float reduce_add(F32x16 a) {
+  float s[8];
+  for (int i = 0; i < 8; ++i) s[i] = a.v[i] + a.v[i + 8];
+  for (int i = 0; i < 4; ++i) s[i] += s[i + 4];
+  return (s[0] + s[2]) + (s[1] + s[3]);
+}
+inline float reduce_max(F32x16 a) {
+  float m = a.v[0];
+  for (int i = 1; i < 16; ++i) m = a.v[i] > m ? a.v[i] : m;
+  return m;
+}
+
+inline I32x16 to_int(F32x16 a) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) {
+    const float x = std::nearbyint(a.v[i]);
+    r.v[i] = x >= -2147483648.0F && x < 2147483648.0F ? static_cast<std::int32_t>(x) : INT32_MIN;
+  }
+  return r;
+}
+inline F32x16 to_float(I32x16 a) {
+  return each([&](int i) { return static_cast<float>(a.v[i]); });
+}
+inline std::int32_t reduce_add(I32x16 a) {
+  std::int32_t s = 0;
+  for (int i = 0; i < 16; ++i) s += a.v[i];
+  return s;
+}
+// Values in [-128, 127], or saturated.
+inline void store_i8(std::int8_t* p, I32x16 a) {
+  for (int i = 0; i < 16; ++i) {
+    const std::int32_t x = a.v[i] < -128 ? -128 : a.v[i] > 127 ? 127 : a.v[i];
+    p[i] = static_cast<std::int8_t>(x);
+  }
+}
+
+inline void prefetch(const void*) {}
+
+// out[t][row] = sum over 32 features of w[row][k] * a[t][k]; w is one q4 block of a tile.
+template <int T>
+inline void dot_q4(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
+                   I32x16 (&out)[T]) {
+  for (int t = 0; t < T; ++t)
+    for (int row = 0; row < 16; ++row) {
+      std::int32_t s = 0;
+      for (int j = 0; j < 4; ++j)
+        for (int i = 0; i < 4; ++i) {
+          const int byte = w[64 * j + 4 * row + i];
+          const std::int8_t* x = a + t * stride + 8 * j + i;
+          s += (byte & 15) * x[0] + (byte >> 4) * x[4];
+        }
+      out[t].v[row] = s;
+    }
+}
+// The same for a q8 block.
+template <int T>
+inline void dot_q8(const std::int8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
+                   I32x16 (&out)[T]) {
+  for (int t = 0; t < T; ++t)
+    for (int row = 0; row < 16; ++row) {
+      std::int32_t s = 0;
+      for (int j = 0; j < 8; ++j)
+        for (int i = 0; i < 4; ++i) s += w[64 * j + 4 * row + i] * a[t * stride + 4 * j + i];
+      out[t].v[row] = s;
+    }
+}
+
+}  // namespace fuserve::FUSERVE_ISA
