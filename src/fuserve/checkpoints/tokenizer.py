@@ -1,0 +1,135 @@
+"""Text to token ids and back, for one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import tokenizers
+
+from fuserve.checkpoints.chat_template import ChatTemplate
+from fuserve.checkpoints.decode_stream import DecodeStream
+from fuserve.errors import InvalidRequestError
+
+_MAX_TOKEN_ID = (1 << 32) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """Ids with a meaning, and the names under which chat templates know them."""
+
+    bos_token_id: int | None = None
+    eos_token_ids: frozenset[int] = frozenset()
+    names: Mapping[str, str] = field(default_factory=dict)  # "bos_token" -> "<s>"
+
+
+class Tokenizer:
+    """A model's tokenizer, with its chat template.
+
+    Attributes:
+        vocab_size: one more than the largest token id.
+        bos_token_id: the token that starts a text, None if the model has none.
+        eos_token_ids: all tokens that end a turn or a text.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        vocab_size: int,
+        special: SpecialTokens,
+        chat_template: ChatTemplate | None,
+    ) -> None:
+        self._backend = backend
+        self._chat_template = chat_template
+        self.vocab_size = vocab_size
+        self.bos_token_id = special.bos_token_id
+        self.eos_token_ids = special.eos_token_ids
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether ``apply_chat_template`` can be used."""
+        return self._chat_template is not None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of the text; special tokens written out in it count as such.
+
+        Pass ``add_special_tokens=False`` for text from ``apply_chat_template``: the template has
+        written them already.
+
+        Raises:
+            InvalidRequestError: it is no text, or holds half of a surrogate pair.
+        """
+        if not isinstance(text, str):
+            raise InvalidRequestError(f"a prompt must be text, not {type(text).__name__}.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequestError(
+                f"the text holds a lone surrogate at character {error.start}, which is not Unicode "
+                "text. Decode it from its source as UTF-8 or UTF-16."
+            ) from error
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of the tokens; bytes that are no character show as U+FFFD.
+
+        Ids beyond the vocabulary (models pad their output rows) stand for no text.
+
+        Raises:
+            InvalidRequestError: an id is negative or no 32-bit number.
+        """
+        try:
+            text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        except (OverflowError, TypeError) as error:
+            raise InvalidRequestError(
+                f"token ids must be numbers from 0 to {_MAX_TOKEN_ID}."
+            ) from error
+        return text
+
+    def token_text(self, token_id: int) -> str:
+        """One token as it looks inside a text, with its leading space; for display."""
+        before = self._backend.decode(self._anchor, skip_special_tokens=False)
+        both = self._backend.decode([*self._anchor, token_id], skip_special_tokens=False)
+        return both[len(before) :]
+
+    def stream(
+        self, prompt_ids: Sequence[int] = (), *, skip_special_tokens: bool = True
+    ) -> DecodeStream:
+        """Decodes what follows the prompt, token by token, in whole characters."""
+
+        def decode(ids: Sequence[int]) -> str:
+            return self.decode(ids, skip_special_tokens=skip_special_tokens)
+
+        return DecodeStream(decode, prompt_ids)
+
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        **template_args: Any,
+    ) -> str:
+        """The prompt for chat messages; encode it with ``add_special_tokens=False``.
+
+        Raises:
+            InvalidRequestError: the model has no template, or it refuses the messages.
+            CheckpointError: the template is damaged.
+        """
+        if self._chat_template is None:
+            raise InvalidRequestError(
+                "The model has no chat template. Send a plain prompt, or use an instruct model."
+            )
+        return self._chat_template.render(
+            messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_args
+        )
+
+    @cached_property
+    def _anchor(self) -> list[int]:
+        """An ordinary token to stand before another, since decoders trim the start of a text."""
+        ids: list[int] = self._backend.encode("a", add_special_tokens=False).ids
+        return ids
