@@ -1,0 +1,315 @@
+"""The native executor: a model's packed weights, its paged cache, and one native call a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fuserve import _native
+from fuserve._native import KVCache, Norm, PackedLinear, ThreadPool
+from fuserve.architectures import (
+    DecoderSpec,
+    LayerSpec,
+    NormSpec,
+    RopeSpec,
+    alibi_slopes,
+    rope_frequencies,
+)
+from fuserve.decoder.options import ExecutorOptions
+from fuserve.decoder.packed_file import Memory
+from fuserve.decoder.packing import Progress, packed_memory
+from fuserve.decoder.step import BLOCK_SIZE_TOKENS, StepBatch
+from fuserve.decoder.storage_plan import HEAD_WISE, PlannedTensor, plan_storage
+from fuserve.decoder.weights import DecoderWeights
+from fuserve.kernels.linear import WeightFormat
+from fuserve.kernels.machine import num_threads, selected_isa
+
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
+RESIDUALS = {"pre": 0, "post": 1, "sandwich": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class NativeRope:
+    """Rotary frequencies as the native core reads them; dynamic_factor 0 is a fixed base."""
+
+    dim: int
+    interleaved: bool
+    attention_factor: float
+    inverse_frequencies: list[float]
+    dynamic_factor: float
+    dynamic_base: float
+    dynamic_from: int
+
+
+@dataclass(frozen=True, slots=True)
+class NativeLayer:
+    """One layer's weights as the native core reads them."""
+
+    attn_norm: Norm
+    ffn_norm: Norm
+    post_attn_norm: Norm | None
+    post_ffn_norm: Norm | None
+    q_norm: Norm | None
+    k_norm: Norm | None
+    q: PackedLinear
+    k: PackedLinear
+    v: PackedLinear
+    o: PackedLinear
+    gate: PackedLinear | None
+    up: PackedLinear
+    down: PackedLinear
+    rope: int
+    window: int
+
+
+@dataclass(frozen=True, slots=True)
+class NativeModel:
+    """A whole model as the native core reads it; 0 stands for "no soft-cap"."""
+
+    hidden_size: int
+    vocab_size: int
+    ffn_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    attention_scale: float
+    score_softcap: float
+    alibi_slopes: list[float]
+    gated: bool
+    activation: int
+    residual: int
+    embedding_scale: float
+    logit_softcap: float
+    position_embedding: npt.NDArray[np.float32] | None
+    embedding_norm: Norm | None
+    final_norm: Norm | None
+    embedding: PackedLinear
+    head: PackedLinear
+    ropes: list[NativeRope]
+    layers: list[NativeLayer]
+
+
+class NativeExecutor:
+    """Runs whole steps of a model in the native core.
+
+    Args:
+        weights: the model's tensors; read once, one by one.
+        options: formats, threads and cache type.
+        num_blocks: KV-cache blocks of 32 tokens.
+        max_model_len: the longest sequence, which decides between LongRoPE's two sets.
+        cache_file: where the packed weights are kept, if anywhere.
+        progress: called with what is done, how many of how many.
+
+    Raises:
+        InvalidRequestError: the options contradict each other.
+        CheckpointError: a tensor cannot be read.
+    """
+
+    def __init__(
+        self,
+        weights: DecoderWeights,
+        options: ExecutorOptions,
+        *,
+        num_blocks: int,
+        max_model_len: int,
+        cache_file: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.spec = weights.spec
+        self.num_blocks = num_blocks
+        self.isa = selected_isa()
+        self.num_threads = num_threads(options.num_threads)
+        plan, self.formats = plan_storage(weights, options)
+        pool = ThreadPool(self.num_threads)
+        memory, self.from_cache = packed_memory(weights, plan, pool, cache_file, progress)
+        self.packed_bytes = memory.nbytes
+        reader = _PackedReader(memory, plan, self.spec, options.activations == "float")
+        attention = self.spec.attention
+        cache = KVCache(
+            self.spec.num_layers,
+            num_blocks,
+            attention.num_kv_heads,
+            attention.head_dim,
+            uses_half_cache(options, plan),
+        )
+        self.kv_cache_bytes = int(cache.bytes)
+        model = _native_model(reader, self.spec, max_model_len)
+        self.bytes_read_per_token = reader.bytes_read_per_token()
+        self._pool = pool
+        self._decoder = _native.Decoder(self.isa, model, cache)
+
+    def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+        """Run every layer over the batch; return logits.  # [rows, vocab]
+
+        Raises:
+            ValueError: the batch is inconsistent.
+        """
+        logits = np.empty((len(batch.logit_rows), self.spec.vocab_size), np.float32)
+        self._decoder.step(
+            self._pool,
+            batch.tokens,
+            batch.positions,
+            batch.query_starts,
+            batch.block_tables,
+            batch.logit_rows,
+            logits,
+        )
+        return logits
+
+    def close(self) -> None:
+        """Stop the threads and let go of weights and cache."""
+        del self._decoder, self._pool
+
+
+def uses_half_cache(options: ExecutorOptions, plan: dict[str, PlannedTensor]) -> bool:
+    """Whether the KV cache is float16: as asked, or unless all weights are float32."""
+    if options.kv_cache_dtype != "auto":
+        return options.kv_cache_dtype == "float16"
+    storages = [tensor.storage for tensor in plan.values() if tensor.storage is not None]
+    return any(storage.format != WeightFormat.F32 for storage in storages)
+
+
+def kv_block_bytes(spec: DecoderSpec, *, half: bool) -> int:
+    """Bytes of one KV-cache block in all layers; head dims are padded to 16."""
+    attention = spec.attention
+    padded = -(-attention.head_dim // 16) * 16
+    values = 2 * BLOCK_SIZE_TOKENS * attention.num_kv_heads * padded * spec.num_layers
+    return values * (2 if half else 4)
+
+
+class _PackedReader:
+    """Native handles of the tensors in packed memory."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        plan: dict[str, PlannedTensor],
+        spec: DecoderSpec,
+        float_activations: bool,
+    ) -> None:
+        self._memory = memory
+        self._plan = plan
+        self._spec = spec
+        self._float_activations = float_activations
+
+    def array(self, name: str) -> npt.NDArray[np.float32]:
+        tensor = self._plan[name]
+        data = self._memory[tensor.offset : tensor.offset + tensor.num_bytes]
+        return data.view(np.float32).reshape(tensor.shape)
+
+    def optional_array(self, name: str) -> npt.NDArray[np.float32] | None:
+        return self.array(name) if name in self._plan else None
+
+    def norm(self, name: str, norm: NormSpec) -> Norm:
+        bias = self.optional_array(name + ".bias")
+        return Norm(norm.kind == "layer", norm.eps, self.array(name), bias)
+
+    def optional_norm(self, name: str, norm: NormSpec | None) -> Norm | None:
+        return self.norm(name, norm) if norm is not None and name in self._plan else None
+
+    def linear(self, name: str, bias_name: str | None = None) -> PackedLinear:
+        tensor = self._plan[name]
+        assert tensor.storage is not None
+        rows, cols = tensor.shape
+        shape = tensor.storage.shape(rows, cols, tensor.row_group)
+        data = self._memory[tensor.offset : tensor.offset + tensor.num_bytes]
+        bias = self.optional_array(bias_name or name + ".bias")
+        if bias is not None:
+            bias = self._padded(bias, name)
+        return PackedLinear(shape, data, bias, self._float_activations)
+
+    def optional_linear(self, name: str) -> PackedLinear | None:
+        return self.linear(name) if name in self._plan else None
+
+    def _padded(self, bias: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float32]:
+        """The bias with zeros where the weight's tiles have padding rows."""
+        groups = bias.size
+        if name.endswith(HEAD_WISE):
+            groups = self._spec.attention.head_dim
+        split = bias.reshape(-1, groups)
+        padded = np.zeros((split.shape[0], -(-groups // 16) * 16), np.float32)
+        padded[:, :groups] = split
+        return padded.reshape(-1)
+
+    def bytes_read_per_token(self) -> int:
+        """Bytes of weights that decoding one token reads: all but an untied embedding."""
+        total = sum(t.num_bytes for t in self._plan.values() if t.storage is not None)
+        return total if self._spec.tied_head else total - self._plan["embedding"].num_bytes
+
+
+def _native_model(reader: _PackedReader, spec: DecoderSpec, max_model_len: int) -> NativeModel:
+    ropes: list[RopeSpec] = []
+    for layer in spec.layers:
+        if layer.rope is not None and layer.rope not in ropes:
+            ropes.append(layer.rope)
+    positions = reader.optional_array("position_embedding")
+    if positions is not None:
+        positions = positions[spec.learned_position_offset or 0 :]
+    attention = spec.attention
+    embedding_table = "embedding" if spec.tied_head else "head"
+    return NativeModel(
+        hidden_size=spec.hidden_size,
+        vocab_size=spec.vocab_size,
+        ffn_size=spec.feed_forward.size,
+        num_heads=attention.num_heads,
+        num_kv_heads=attention.num_kv_heads,
+        head_dim=attention.head_dim,
+        attention_scale=attention.scale,
+        score_softcap=attention.score_softcap or 0.0,
+        alibi_slopes=alibi_slopes(attention.num_heads).tolist() if attention.alibi else [],
+        gated=spec.feed_forward.gated,
+        activation=ACTIVATIONS[spec.feed_forward.activation],
+        residual=RESIDUALS[spec.residual],
+        embedding_scale=spec.embedding_scale,
+        logit_softcap=spec.logit_softcap or 0.0,
+        position_embedding=positions,
+        embedding_norm=reader.optional_norm("embedding_norm", spec.norm),
+        final_norm=reader.optional_norm("final_norm", spec.norm),
+        embedding=reader.linear("embedding"),
+        head=reader.linear(embedding_table, "head.bias"),
+        ropes=[_native_rope(rope, max_model_len) for rope in ropes],
+        layers=[_native_layer(reader, spec, i, ropes) for i in range(spec.num_layers)],
+    )
+
+
+def _native_rope(rope: RopeSpec, max_model_len: int) -> NativeRope:
+    table = rope_frequencies(rope, max_model_len)
+    scaling = rope.scaling
+    is_dynamic = scaling is not None and scaling.kind == "dynamic"
+    return NativeRope(
+        dim=rope.dim,
+        interleaved=rope.interleaved,
+        attention_factor=table.attention_factor,
+        inverse_frequencies=table.inv_freq.tolist(),
+        dynamic_factor=scaling.factor if is_dynamic and scaling else 0.0,
+        dynamic_base=rope.base,
+        dynamic_from=scaling.original_max_position if is_dynamic and scaling else 0,
+    )
+
+
+def _native_layer(
+    reader: _PackedReader, spec: DecoderSpec, index: int, ropes: list[RopeSpec]
+) -> NativeLayer:
+    layer: LayerSpec = spec.layers[index]
+    prefix = f"layers.{index}."
+    qk_norm = spec.attention.qk_norm
+    return NativeLayer(
+        attn_norm=reader.norm(prefix + "attn_norm", spec.norm),
+        ffn_norm=reader.norm(prefix + "ffn_norm", spec.norm),
+        post_attn_norm=reader.optional_norm(prefix + "post_attn_norm", spec.norm),
+        post_ffn_norm=reader.optional_norm(prefix + "post_ffn_norm", spec.norm),
+        q_norm=reader.optional_norm(prefix + "q_norm", qk_norm),
+        k_norm=reader.optional_norm(prefix + "k_norm", qk_norm),
+        q=reader.linear(prefix + "q"),
+        k=reader.linear(prefix + "k"),
+        v=reader.linear(prefix + "v"),
+        o=reader.linear(prefix + "o"),
+        gate=reader.optional_linear(prefix + "gate"),
+        up=reader.linear(prefix + "up"),
+        down=reader.linear(prefix + "down"),
+        rope=ropes.index(layer.rope) if layer.rope is not None else -1,
+        window=layer.sliding_window or 0,
+    )

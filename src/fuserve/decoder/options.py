@@ -1,0 +1,51 @@
+"""What a user may choose about how a decoder is held in memory and run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["int8", "int4"]
+KVCacheDtype = Literal["auto", "float32", "float16"]
+Activations = Literal["auto", "int8", "float"]
+LoadFormat = Literal["auto", "dummy"]
+ExecutorKind = Literal["native", "reference"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorOptions:
+    """Options of one loaded model.
+
+    Attributes:
+        dtype: type of the weights that are not quantized; "auto" keeps the checkpoint's own,
+            including the grids of quantized checkpoints.
+        quantization: round-to-nearest on load; None keeps the checkpoint's own grid.
+        group_size: input features that share a scale, 32, 64 or 128; 0 is one scale per output
+            channel (int8 only); None takes the scheme's default.
+        symmetric: int4 without zero points.
+        quantize_embeddings: quantize the embedding and the head with the same scheme.
+        activations: "int8" quantizes activations per token and group of 32, "float" computes in
+            fp32; "auto" is int8 where weights are int8 or int4.
+        kv_cache_dtype: "auto" is float32 for float32 weights, else float16.
+        max_model_len: tokens of the longest sequence; None takes the model's, limited by memory.
+        max_num_batched_tokens: token budget of a step.
+        kv_cache_bytes: memory for the KV cache; None plans it for max_num_seqs sequences.
+        num_threads: None takes affinity, cgroup quota and SMT siblings into account.
+    """
+
+    dtype: Dtype = "auto"
+    quantization: Quantization | None = None
+    group_size: int | None = None
+    symmetric: bool = False
+    quantize_embeddings: bool = False
+    activations: Activations = "auto"
+    kv_cache_dtype: KVCacheDtype = "auto"
+    max_model_len: int | None = None
+    max_num_seqs: int = 16
+    max_num_batched_tokens: int = 512
+    kv_cache_bytes: int | None = None
+    num_threads: int | None = None
+    load_format: LoadFormat = "auto"
+    executor: ExecutorKind = "native"
+    device: str = "cpu"

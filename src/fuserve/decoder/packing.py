@@ -1,0 +1,70 @@
+"""Packing a model's tensors, one at a time, into the memory that the kernels read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from fuserve._native import ThreadPool
+from fuserve.checkpoints import Tensor, to_float32
+from fuserve.decoder.packed_file import Memory, PackedFile, packed_bytes
+from fuserve.decoder.storage_plan import PLAIN, PlannedTensor
+from fuserve.decoder.weights import DecoderWeights
+from fuserve.kernels.linear import pack_codes, pack_floats
+from fuserve.quantization import GGML_GRIDS, codes_of
+
+Progress = Callable[[str, int, int], None]
+
+
+def packed_memory(
+    weights: DecoderWeights,
+    plan: Mapping[str, PlannedTensor],
+    pool: ThreadPool,
+    cache_file: Path | None,
+    progress: Progress | None,
+) -> tuple[Memory, bool]:
+    """The packed tensors of a plan, and whether they came from the cache file.
+
+    Unpacked tensors are let go one by one, so that memory stays near the packed size.
+    """
+    file = PackedFile(cache_file, plan) if cache_file is not None else None
+    if file is not None and (memory := file.open()) is not None:
+        return memory, True
+    memory = file.create() if file is not None else None
+    is_on_disk = memory is not None
+    if memory is None:
+        memory = np.empty(packed_bytes(plan), np.uint8)
+    try:
+        for done, tensor in enumerate(plan.values()):
+            _pack(weights.tensor(tensor.name), tensor, _slot(memory, tensor), pool)
+            weights.release(tensor.name)
+            if progress is not None:
+                progress("packing weights", done + 1, len(plan))
+    except BaseException:
+        if file is not None:
+            file.discard()
+        raise
+    if file is not None and is_on_disk:
+        file.commit()
+    return memory, False
+
+
+def _slot(memory: Memory, tensor: PlannedTensor) -> Memory:
+    return memory[tensor.offset : tensor.offset + tensor.num_bytes]
+
+
+def _pack(source: Tensor, target: PlannedTensor, slot: Memory, pool: ThreadPool) -> None:
+    if target.storage is None:
+        slot.view(np.float32)[:] = to_float32(source).reshape(-1)
+        return
+    rows, cols = target.shape
+    shape = target.storage.shape(rows, cols, target.row_group)
+    if GGML_GRIDS.get(source.dtype) == target.storage:
+        data = np.asarray(source.data, np.uint8)
+        pack_codes(shape, codes_of(source.dtype, data), slot, pool)
+    elif source.dtype in PLAIN:
+        pack_floats(shape, source.data, slot, pool, bfloat=source.dtype == "BF16")
+    else:
+        pack_floats(shape, to_float32(source), slot, pool)

@@ -1,0 +1,195 @@
+"""A decoder's weights under canonical names, from a checkpoint or made up."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from fuserve import architectures
+from fuserve.architectures import DecoderSpec, TensorSource, spec_and_weight_map, tensor_shapes
+from fuserve.checkpoints import Checkpoint, Tensor, to_float32
+from fuserve.errors import CheckpointError
+
+PLAIN_DTYPES = frozenset({"F32", "F16", "BF16"})
+DUMMY_STD = 0.02
+DUMMY_PERIOD = 1_048_573
+"""Values drawn for dummy weights; a prime, so that the rows of a matrix differ."""
+
+
+class DecoderWeights(Protocol):
+    """What an executor needs to be built."""
+
+    spec: DecoderSpec
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the decoder has canonical tensor ``name``."""
+        ...
+
+    def dtype(self, name: str) -> str:
+        """The stored type of canonical tensor ``name``, without reading it."""
+        ...
+
+    def tensor(self, name: str) -> Tensor:
+        """Canonical tensor ``name``, linear weights as ``[out_features, in_features]``."""
+        ...
+
+    def release(self, name: str) -> None:
+        """Let go of the pages behind ``name``; it can still be read again."""
+        ...
+
+
+class CheckpointWeights:
+    """The weights of a checkpoint, checked to be complete before the first is read.
+
+    Block-quantized tensors stay so, as nothing but whole rows is ever cut out of them.
+
+    Raises:
+        CheckpointError: a tensor is missing or has an unexpected shape.
+        UnsupportedModelError: the architecture, or a field of the config, is not supported.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self.spec, self._sources = spec_and_weight_map(
+            checkpoint.format, checkpoint.metadata, checkpoint.tensor_names(), self._read_vector
+        )
+        self._check()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._sources
+
+    def dtype(self, name: str) -> str:
+        """The stored type of canonical tensor ``name``."""
+        source = self._sources[name]
+        return "F32" if source.add else self._checkpoint.dtype(source.name)
+
+    def tensor(self, name: str) -> Tensor:
+        """Canonical tensor ``name``; a view of the file where nothing had to be computed."""
+        source = self._sources[name]
+        tensor = self._checkpoint.tensor(source.name)
+        if source.transpose:
+            tensor = _plain(tensor, tensor.data.T)
+        if source.rows is not None:
+            tensor = tensor.rows(*source.rows)
+        if source.per_head is not None:
+            heads = source.per_head
+            split = tensor.data.reshape(heads.num_heads, heads.num_parts, -1, *tensor.shape[1:])
+            tensor = _plain(tensor, split[:, heads.part].reshape(-1, *tensor.shape[1:]))
+        if source.add:
+            shifted = to_float32(tensor) + np.float32(source.add)
+            tensor = Tensor(tensor.name, "F32", tensor.shape, shifted)
+        return tensor
+
+    def release(self, name: str) -> None:
+        """Let go of the file pages behind ``name``."""
+        self._checkpoint.release(self._sources[name].name)
+
+    def _read_vector(self, name: str) -> tuple[float, ...]:
+        shape = self._checkpoint.shape(name)
+        if len(shape) != 1:
+            raise CheckpointError(
+                f"has shape {list(shape)}, expected one dimension.",
+                file=self._checkpoint.path,
+                tensor=name,
+                remedy="The file is damaged; download it again.",
+            )
+        return tuple(to_float32(self._checkpoint.tensor(name)).tolist())
+
+    def _check(self) -> None:
+        rows_used: dict[str, tuple[int, TensorSource]] = {}
+        for name, shape in tensor_shapes(self.spec).items():
+            source = self._sources[name]
+            self._check_one(source, shape)
+            if source.rows is not None:
+                stop = max(source.rows[1], rows_used.get(source.name, (0, source))[0])
+                rows_used[source.name] = (stop, source)
+        for stop, source in rows_used.values():
+            if self._stored_shape(source)[0] != stop:
+                self._refuse(source, f"{stop} stacked rows")
+
+    def _check_one(self, source: TensorSource, expected: tuple[int, ...]) -> None:
+        if source.name not in self._checkpoint:
+            self._refuse(source, f"a tensor of shape {list(expected)}")
+        shape = self._stored_shape(source)
+        if source.rows is not None and shape and source.rows[1] <= shape[0]:
+            shape = (source.rows[1] - source.rows[0], *shape[1:])
+        if source.per_head is not None and shape and shape[0] % source.per_head.num_parts == 0:
+            shape = (shape[0] // source.per_head.num_parts, *shape[1:])
+        if shape != expected:
+            self._refuse(source, f"one that holds {list(expected)}")
+        is_cut = source.transpose or source.per_head is not None
+        if is_cut and self._checkpoint.dtype(source.name) not in PLAIN_DTYPES:
+            self._refuse(source, "F32, F16 or BF16, as it is not cut along rows")
+
+    def _stored_shape(self, source: TensorSource) -> tuple[int, ...]:
+        shape = tuple(self._checkpoint.shape(source.name))
+        return shape[::-1] if source.transpose else shape
+
+    def _refuse(self, source: TensorSource, expected: str) -> NoReturn:
+        stored = source.name
+        state = "is missing"
+        if stored in self._checkpoint:
+            shape, dtype = self._checkpoint.shape(stored), self._checkpoint.dtype(stored)
+            state = f"has shape {list(shape)} and type {dtype}"
+        raise CheckpointError(
+            f"{state}, expected {expected}.",
+            file=self._checkpoint.path,
+            tensor=stored,
+            remedy=(
+                f"The config describes a {self.spec.family} model of {self.spec.num_layers} layers;"
+                " download the model again, as its config and weights do not belong together."
+            ),
+        )
+
+
+class DummyWeights:
+    """Random weights of a spec, to measure a shape without a file. Equal for equal seeds.
+
+    Linear weights and embeddings are F16 with a standard deviation of 0.02, norms are about 1 and
+    biases about 0 in F32.
+    """
+
+    def __init__(self, spec: DecoderSpec, seed: int = 0) -> None:
+        self.spec = spec
+        self._shapes = tensor_shapes(spec)
+        self._seed = seed
+        normal = np.random.default_rng(seed).standard_normal(DUMMY_PERIOD, dtype=np.float32)
+        self._values = (normal * np.float32(DUMMY_STD)).astype(np.float16)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
+
+    def dtype(self, name: str) -> str:
+        """``F16`` for matrices, ``F32`` for vectors."""
+        return "F16" if len(self._shapes[name]) > 1 else "F32"
+
+    def tensor(self, name: str) -> Tensor:
+        """Canonical tensor ``name``, made anew at every call."""
+        shape = self._shapes[name]
+        offset = zlib.crc32(f"{self._seed}/{name}".encode()) % DUMMY_PERIOD
+        values = np.resize(np.roll(self._values, -offset), shape)
+        if len(shape) > 1:
+            return Tensor(name, "F16", shape, values)
+        centre = np.float32(name.endswith("norm"))
+        vector: npt.NDArray[np.float32] = values.astype(np.float32) + centre
+        return Tensor(name, "F32", shape, vector)
+
+    def release(self, name: str) -> None:
+        """Nothing is kept of any tensor."""
+
+
+def spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
+    """The spec that a config.json describes, for loading without weights.
+
+    Raises:
+        UnsupportedModelError: the architecture, or a field of the config, is not supported.
+    """
+    return architectures.spec_from_config(config)
+
+
+def _plain(tensor: Tensor, data: npt.NDArray[np.generic]) -> Tensor:
+    return Tensor(tensor.name, tensor.dtype, data.shape, np.ascontiguousarray(data))
