@@ -24,7 +24,8 @@ void bind_attention(nb::module_& m) {
             cache.num_blocks = num_blocks;
             cache.num_kv_heads = num_kv_heads;
             cache.padded_head_dim = round_up(head_dim, kTileRows);
-            Buffer memory(cache.layer_bytes() * static_cast<size_t>(num_layers));
+            // Small pages: a sequence's first token must not commit 2 MB in every layer.
+            Buffer memory(cache.layer_bytes() * static_cast<size_t>(num_layers), Pages::small);
             cache.data = memory.as<void>();
             new (self) CacheHandle{std::move(memory), cache, num_layers};
           },

@@ -28,16 +28,19 @@ class RowBuffer {
  public:
   void reserve(int rows, int cols) {
     const auto r = static_cast<size_t>(rows);
-    values_.get<float>(r * static_cast<size_t>(round_up(cols, kTileRows)));
+    values_.get<float>(r * static_cast<size_t>(value_stride(cols)));
     records_.get<std::int8_t>(r * QuantizedLayout{cols}.stride());
   }
   // The buffer as rows of `cols` features, at most as many as were reserved.
   MutableRows view(int cols) {
-    return {values_.get<float>(0), round_up(cols, kTileRows), records_.get<std::int8_t>(0),
+    return {values_.get<float>(0), value_stride(cols), records_.get<std::int8_t>(0),
             QuantizedLayout{cols}};
   }
 
  private:
+  // An odd number of cache lines, so that equal places of several rows do not share a cache set.
+  static int value_stride(int cols) { return (ceil_div(cols, kTileRows) | 1) * kTileRows; }
+
   Scratch values_, records_;
 };
 

@@ -16,68 +16,105 @@ constexpr int level_of(int blocks_per_group) {
   return blocks_per_group == 1 ? 0 : blocks_per_group == 2 ? 1 : 2;
 }
 
-// T rows of x times one tile, int8 activations.
-template <int T, WeightFormat F>
+// How far ahead of their use weights are fetched from memory, measured: a single pass over them is
+// limited by memory and wants all of the next tile on its way; the first of several passes goes at
+// the pace of its arithmetic.
+constexpr std::ptrdiff_t kFetchAheadBytes = 4096;
+
+// T rows of x times R tiles, int8 activations.
+template <int T, int R, WeightFormat F>
 void integer_kernel(const PackedLinear& w, const std::uint8_t* tile, const std::int8_t* record,
-                    const QuantizedLayout& layout, float* out, std::ptrdiff_t out_stride) {
+                    const QuantizedLayout& layout, std::ptrdiff_t fetch_ahead, float* out,
+                    std::ptrdiff_t out_stride) {
   const auto stride = static_cast<std::ptrdiff_t>(layout.stride());
+  const auto tile_stride = static_cast<std::ptrdiff_t>(w.tile_bytes());
   const int blocks = w.blocks(), per_group = w.blocks_per_group();
   const float* scales = scales_of(record, layout);
   const float* sums = sums_of(record, layout, level_of(per_group));
   const auto float_stride = stride / 4;
-  F32x16 acc[T];
+  F32x16 acc[R][T];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-  for (int t = 0; t < T; ++t) acc[t] = zero();
+    for (int t = 0; t < T; ++t) acc[r][t] = zero();
 
   for (int group = 0, block = 0; block < blocks; ++group) {
-    const auto* header = reinterpret_cast<const Half*>(tile);
+    const std::uint8_t* header = tile;
     tile += header_bytes(F);
-    F32x16 partial[T];
+    F32x16 partial[R][T];
 #pragma GCC unroll 16
-    for (int t = 0; t < T; ++t)
-      partial[t] = F == WeightFormat::q4 ? set1(-8.0F * sums[t * float_stride + group]) : zero();
+    for (int t = 0; t < T; ++t) {
+      const F32x16 start =
+          F == WeightFormat::q4 ? set1(-8.0F * sums[t * float_stride + group]) : zero();
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) partial[r][t] = start;
+    }
     const int group_end = std::min(block + per_group, blocks);
     for (; block < group_end; ++block) {
-      I32x16 dot[T];
+      I32x16 dot[R][T];
       const std::int8_t* x = record + block * kBlockCols;
-      prefetch(tile + 1024);
+      if (fetch_ahead != 0)
+        for (int r = 0; r < R; ++r)
+          for (int line = 0; line < block_bytes(F); line += 64)
+            prefetch(tile + r * tile_stride + fetch_ahead + line);
       if constexpr (is_q4(F))
-        dot_q4<T>(tile, x, stride, dot);
+        dot_q4<T, R>(tile, tile_stride, x, stride, dot);
       else
-        dot_q8<T>(reinterpret_cast<const std::int8_t*>(tile), x, stride, dot);
+        dot_q8<T, R>(reinterpret_cast<const std::int8_t*>(tile), tile_stride, x, stride, dot);
       tile += block_bytes(F);
 #pragma GCC unroll 16
-      for (int t = 0; t < T; ++t)
-        partial[t] = fma(to_float(dot[t]), set1(scales[t * float_stride + block]), partial[t]);
+      for (int t = 0; t < T; ++t) {
+        const F32x16 scale = set1(scales[t * float_stride + block]);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) partial[r][t] = fma(to_float(dot[r][t]), scale, partial[r][t]);
+      }
     }
-    const F32x16 scale = load16(header);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const auto* halves = reinterpret_cast<const Half*>(header + r * tile_stride);
+      const F32x16 scale = load16(halves);
 #pragma GCC unroll 16
-    for (int t = 0; t < T; ++t) acc[t] = fma(partial[t], scale, acc[t]);
-    if constexpr (F == WeightFormat::q4_asymmetric) {
-      const F32x16 minimum = load16(header + kTileRows);
+      for (int t = 0; t < T; ++t) acc[r][t] = fma(partial[r][t], scale, acc[r][t]);
+      if constexpr (F == WeightFormat::q4_asymmetric) {
+        const F32x16 minimum = load16(halves + kTileRows);
 #pragma GCC unroll 16
-      for (int t = 0; t < T; ++t)
-        acc[t] = fma(minimum, set1(sums[t * float_stride + group]), acc[t]);
+        for (int t = 0; t < T; ++t)
+          acc[r][t] = fma(minimum, set1(sums[t * float_stride + group]), acc[r][t]);
+      }
     }
   }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-  for (int t = 0; t < T; ++t) store16(out + t * out_stride, acc[t]);
+    for (int t = 0; t < T; ++t) store16(out + t * out_stride + r * kTileRows, acc[r][t]);
 }
 
-// T rows of x times `cols` features of a panel [cols][16], added to what stands in out.
-template <int T, class W>
-void float_kernel(const W* panel, int cols, const float* x, std::ptrdiff_t x_stride, bool first,
-                  float* out, std::ptrdiff_t out_stride) {
-  F32x16 acc[T];
+// T rows of x times `cols` features of R panels [cols][16], added to what stands in out.
+template <int T, int R, class W>
+void float_kernel(const W* panel, std::ptrdiff_t panel_stride, int cols, const float* x,
+                  std::ptrdiff_t x_stride, bool first, float* out, std::ptrdiff_t out_stride) {
+  F32x16 acc[R][T];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-  for (int t = 0; t < T; ++t) acc[t] = first ? zero() : load16(out + t * out_stride);
+    for (int t = 0; t < T; ++t)
+      acc[r][t] = first ? zero() : load16(out + t * out_stride + r * kTileRows);
   for (int k = 0; k < cols; ++k) {
-    const F32x16 weights = load16(panel + static_cast<std::ptrdiff_t>(k) * kTileRows);
+    F32x16 weights[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+      weights[r] = load16(panel + r * panel_stride + static_cast<std::ptrdiff_t>(k) * kTileRows);
 #pragma GCC unroll 16
-    for (int t = 0; t < T; ++t) acc[t] = fma(weights, set1(x[t * x_stride + k]), acc[t]);
+    for (int t = 0; t < T; ++t) {
+      const F32x16 value = set1(x[t * x_stride + k]);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) acc[r][t] = fma(weights[r], value, acc[r][t]);
+    }
   }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-  for (int t = 0; t < T; ++t) store16(out + t * out_stride, acc[t]);
+    for (int t = 0; t < T; ++t) store16(out + t * out_stride + r * kTileRows, acc[r][t]);
 }
 
 // Calls f with `count`, at most Max, as a compile-time constant.
@@ -89,48 +126,77 @@ void with_count(int count, F&& f) {
   f.template operator()<Max>();
 }
 
-template <WeightFormat F>
-void integer_tile(const PackedLinear& w, const Rows& x, int first_row, int last_row, int tile,
-                  float* out, std::ptrdiff_t out_stride) {
-  for (int row = first_row; row < last_row; row += kIntegerTokens)
+template <int R, WeightFormat F>
+void integer_tiles(const PackedLinear& w, const Rows& x, int first_row, int last_row, int tile,
+                   float* out, std::ptrdiff_t out_stride) {
+  const bool one_pass = last_row - first_row <= kIntegerTokens;
+  std::ptrdiff_t fetch_ahead =
+      one_pass ? R * static_cast<std::ptrdiff_t>(w.tile_bytes()) : kFetchAheadBytes;
+  for (int row = first_row; row < last_row; row += kIntegerTokens, fetch_ahead = 0)
     with_count<kIntegerTokens>(last_row - row, [&]<int T>() {
-      integer_kernel<T, F>(w, w.tile(tile), x.record(row), x.layout,
-                           out + (row - first_row) * out_stride, out_stride);
+      integer_kernel<T, R, F>(w, w.tile(tile), x.record(row), x.layout, fetch_ahead,
+                              out + (row - first_row) * out_stride, out_stride);
     });
 }
 
-template <class W>
-void float_panel(const W* panel, int cols, const Rows& x, int first_row, int last_row,
-                 int first_col, float* out, std::ptrdiff_t out_stride) {
-  for (int row = first_row; row < last_row; row += kFloatTokens)
-    with_count<kFloatTokens>(last_row - row, [&]<int T>() {
-      float_kernel<T>(panel, cols, x.value_row(row) + first_col, x.value_stride, first_col == 0,
-                      out + (row - first_row) * out_stride, out_stride);
-    });
+template <int R>
+void integer_tiles(const PackedLinear& w, const Rows& x, int first_row, int last_row, int tile,
+                   float* out, std::ptrdiff_t out_stride) {
+  if (w.format == WeightFormat::q8)
+    integer_tiles<R, WeightFormat::q8>(w, x, first_row, last_row, tile, out, out_stride);
+  else if (w.format == WeightFormat::q4)
+    integer_tiles<R, WeightFormat::q4>(w, x, first_row, last_row, tile, out, out_stride);
+  else
+    integer_tiles<R, WeightFormat::q4_asymmetric>(w, x, first_row, last_row, tile, out, out_stride);
 }
 
-void float_tile(const PackedLinear& w, const Rows& x, int first_row, int last_row, int tile,
-                float* out, std::ptrdiff_t out_stride, Scratch& scratch) {
+template <int R>
+void float_tiles(const PackedLinear& w, const Rows& x, int first_row, int last_row, int tile,
+                 float* out, std::ptrdiff_t out_stride, Scratch& scratch) {
   const std::uint8_t* data = w.tile(tile);
   const bool few_rows = last_row - first_row <= kFloatTokens;
   for (int col = 0; col < w.cols; col += kPanelCols) {
     const int cols = std::min(kPanelCols, w.cols - col);
-    const auto at = static_cast<std::ptrdiff_t>(col) * kTileRows;
-    const auto run = [&](const auto* panel) {
-      float_panel(panel, cols, x, first_row, last_row, col, out, out_stride);
+    const auto run = [&](const auto* panel, std::ptrdiff_t panel_stride) {
+      for (int row = first_row; row < last_row; row += kFloatTokens)
+        with_count<kFloatTokens>(last_row - row, [&]<int T>() {
+          float_kernel<T, R>(panel, panel_stride, cols, x.value_row(row) + col, x.value_stride,
+                             col == 0, out + (row - first_row) * out_stride, out_stride);
+        });
+    };
+    const auto run_packed = [&](const auto* values) {
+      run(values + static_cast<std::ptrdiff_t>(col) * kTileRows,
+          static_cast<std::ptrdiff_t>(w.cols) * kTileRows);
     };
     if (w.format == WeightFormat::f32) {
-      run(reinterpret_cast<const float*>(data) + at);
+      run_packed(reinterpret_cast<const float*>(data));
     } else if (few_rows && w.format == WeightFormat::f16) {
-      run(reinterpret_cast<const Half*>(data) + at);
+      run_packed(reinterpret_cast<const Half*>(data));
     } else if (few_rows && w.format == WeightFormat::bf16) {
-      run(reinterpret_cast<const BFloat*>(data) + at);
+      run_packed(reinterpret_cast<const BFloat*>(data));
     } else {
-      // Widened once, the panel serves all rows.
-      auto* panel = scratch.get<float>(kPanelCols * kTileRows);
-      unpack_panel(w, tile, col, cols, panel);
-      run(static_cast<const float*>(panel));
+      // Widened once, the panels serve all rows.
+      constexpr std::ptrdiff_t kPanel = kPanelCols * kTileRows;
+      auto* panels = scratch.get<float>(static_cast<size_t>(R * kPanel));
+      for (int r = 0; r < R; ++r) unpack_panel(w, tile + r, col, cols, panels + r * kPanel);
+      run(static_cast<const float*>(panels), kPanel);
     }
+  }
+}
+
+template <int R>
+void tiles_at_once(const PackedLinear& w, const Rows& x, int first_row, int last_row, int tile,
+                   float* out, std::ptrdiff_t out_stride, Scratch& scratch) {
+  if (w.wants_quantized_input())
+    integer_tiles<R>(w, x, first_row, last_row, tile, out, out_stride);
+  else
+    float_tiles<R>(w, x, first_row, last_row, tile, out, out_stride, scratch);
+  if (w.bias == nullptr) return;
+  for (int r = 0; r < R; ++r) {
+    const F32x16 bias = load16(w.bias + static_cast<std::ptrdiff_t>(tile + r) * kTileRows);
+    float* c = out + r * kTileRows;
+    for (int row = 0; row < last_row - first_row; ++row)
+      store16(c + row * out_stride, add(load16(c + row * out_stride), bias));
   }
 }
 
@@ -138,20 +204,16 @@ void float_tile(const PackedLinear& w, const Rows& x, int first_row, int last_ro
 
 void linear_tiles(const PackedLinear& w, const Rows& x, int first_row, int last_row, int first_tile,
                   int last_tile, float* out, std::ptrdiff_t out_stride, Scratch& scratch) {
-  for (int tile = first_tile; tile < last_tile; ++tile) {
+  for (int tile = first_tile; tile < last_tile;) {
     float* c = out + static_cast<std::ptrdiff_t>(tile - first_tile) * kTileRows;
-    if (!w.wants_quantized_input())
-      float_tile(w, x, first_row, last_row, tile, c, out_stride, scratch);
-    else if (w.format == WeightFormat::q8)
-      integer_tile<WeightFormat::q8>(w, x, first_row, last_row, tile, c, out_stride);
-    else if (w.format == WeightFormat::q4)
-      integer_tile<WeightFormat::q4>(w, x, first_row, last_row, tile, c, out_stride);
-    else
-      integer_tile<WeightFormat::q4_asymmetric>(w, x, first_row, last_row, tile, c, out_stride);
-    if (w.bias == nullptr) continue;
-    const F32x16 bias = load16(w.bias + static_cast<std::ptrdiff_t>(tile) * kTileRows);
-    for (int row = 0; row < last_row - first_row; ++row)
-      store16(c + row * out_stride, add(load16(c + row * out_stride), bias));
+    // A single row has no use for shared broadcasts, and one stream of weights is read faster.
+    if (last_row - first_row > 1 && tile + kTilesAtOnce <= last_tile) {
+      tiles_at_once<kTilesAtOnce>(w, x, first_row, last_row, tile, c, out_stride, scratch);
+      tile += kTilesAtOnce;
+    } else {
+      tiles_at_once<1>(w, x, first_row, last_row, tile, c, out_stride, scratch);
+      ++tile;
+    }
   }
 }
 

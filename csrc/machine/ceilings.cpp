@@ -71,21 +71,24 @@ double fp32_rate(ThreadPool& pool) {
 }
 
 double byte_dot_rate(ThreadPool& pool, bool q4) {
-  constexpr int kLoops = 20'000, kBlocks = 8, T = kIntegerTokens;
-  return best_rate(pool, 2.0 * 16 * 32 * T * kBlocks * kLoops, [q4](Team&, int thread) {
-    std::vector<std::uint8_t> weights(kBlocks * 512, static_cast<std::uint8_t>(37 + thread));
-    std::vector<std::int8_t> rows(T * 320, std::int8_t{5});
+  constexpr int kLoops = 20'000, kBlocks = 8, T = kIntegerTokens, R = kTilesAtOnce;
+  constexpr std::ptrdiff_t kStride = 320, kTile = 512 * kBlocks;
+  return best_rate(pool, 2.0 * 16 * 32 * T * R * kBlocks * kLoops, [q4](Team&, int thread) {
+    std::vector<std::uint8_t> weights(R * kTile, static_cast<std::uint8_t>(37 + thread));
+    std::vector<std::int8_t> rows(T * kStride, std::int8_t{5});
     F32x16 total = zero();
     for (int loop = 0; loop < kLoops; ++loop)
       for (int block = 0; block < kBlocks; ++block) {
-        I32x16 out[T];
+        I32x16 out[R][T];
+        const std::int8_t* x = rows.data() + 32 * block;
         if (q4)
-          dot_q4<T>(weights.data() + 256 * block, rows.data() + 32 * block, 320, out);
+          dot_q4<T, R>(weights.data() + 256 * block, kTile, x, kStride, out);
         else
-          dot_q8<T>(reinterpret_cast<const std::int8_t*>(weights.data()) + 512 * block,
-                    rows.data() + 32 * block, 320, out);
+          dot_q8<T, R>(reinterpret_cast<const std::int8_t*>(weights.data()) + 512 * block, kTile, x,
+                       kStride, out);
+        for (const auto& tile : out)
 #pragma GCC unroll 16
-        for (int t = 0; t < T; ++t) total = add(total, to_float(out[t]));
+          for (int t = 0; t < T; ++t) total = add(total, to_float(tile[t]));
       }
     sink = reduce_add(total);
   });

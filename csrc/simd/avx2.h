@@ -11,8 +11,10 @@
 
 namespace fuserve::FUSERVE_ISA {
 
-inline constexpr int kFloatTokens = 6;    // tokens of a float micro-kernel tile
-inline constexpr int kIntegerTokens = 4;  // tokens of an integer micro-kernel tile
+// Tokens and tiles of the micro-kernels: as many as sixteen registers hold sums for.
+inline constexpr int kFloatTokens = 6;
+inline constexpr int kIntegerTokens = 4;
+inline constexpr int kTilesAtOnce = 1;
 
 struct F32x16 {
   __m256 lo, hi;
@@ -156,60 +158,65 @@ inline __m256i broadcast4(const std::int8_t* p) {
   return _mm256_set1_epi32(x);
 }
 
-// out[t][row] = sum over 32 features of w[row][k] * a[t][k]; w is one q4 block of a tile.
-// Eight products of 15 * 128 * 2 fit an int16, so the block is widened once, at its end.
-template <int T>
-inline void dot_q4(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
-                   I32x16 (&out)[T]) {
-  const __m256i mask = _mm256_set1_epi8(15);
-  __m256i lo[T], hi[T];
+// out[r][t][row] = sum over 32 features of w[row][k] * a[t][k] for one q4 block of each of R tiles.
+// Eight products of 15 * 128 * 2 fit an int16, so a block is widened once, at its end.
+template <int T, int R>
+inline void dot_q4(const std::uint8_t* w, std::ptrdiff_t tile_stride, const std::int8_t* a,
+                   std::ptrdiff_t stride, I32x16 (&out)[R][T]) {
+  const __m256i mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
+  for (int r = 0; r < R; ++r) {
+    __m256i lo[T], hi[T];
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    const __m256i w_lo = load_bytes(w + 64 * j), w_hi = load_bytes(w + 64 * j + 32);
-    const __m256i first_lo = _mm256_and_si256(w_lo, mask);
-    const __m256i first_hi = _mm256_and_si256(w_hi, mask);
+    for (int j = 0; j < 4; ++j) {
+      const std::uint8_t* step = w + r * tile_stride + 64 * j;
+      const __m256i w_lo = load_bytes(step), w_hi = load_bytes(step + 32);
+      const __m256i first_lo = _mm256_and_si256(w_lo, mask);
+      const __m256i first_hi = _mm256_and_si256(w_hi, mask);
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      const __m256i x = broadcast4(a + t * stride + 8 * j);
-      const __m256i p_lo = _mm256_maddubs_epi16(first_lo, x);
-      const __m256i p_hi = _mm256_maddubs_epi16(first_hi, x);
-      lo[t] = j == 0 ? p_lo : _mm256_add_epi16(lo[t], p_lo);
-      hi[t] = j == 0 ? p_hi : _mm256_add_epi16(hi[t], p_hi);
-    }
-    const __m256i second_lo = _mm256_and_si256(_mm256_srli_epi16(w_lo, 4), mask);
-    const __m256i second_hi = _mm256_and_si256(_mm256_srli_epi16(w_hi, 4), mask);
+      for (int t = 0; t < T; ++t) {
+        const __m256i x = broadcast4(a + t * stride + 8 * j);
+        const __m256i p_lo = _mm256_maddubs_epi16(first_lo, x);
+        const __m256i p_hi = _mm256_maddubs_epi16(first_hi, x);
+        lo[t] = j == 0 ? p_lo : _mm256_add_epi16(lo[t], p_lo);
+        hi[t] = j == 0 ? p_hi : _mm256_add_epi16(hi[t], p_hi);
+      }
+      const __m256i second_lo = _mm256_and_si256(_mm256_srli_epi16(w_lo, 4), mask);
+      const __m256i second_hi = _mm256_and_si256(_mm256_srli_epi16(w_hi, 4), mask);
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      const __m256i x = broadcast4(a + t * stride + 8 * j + 4);
-      lo[t] = _mm256_add_epi16(lo[t], _mm256_maddubs_epi16(second_lo, x));
-      hi[t] = _mm256_add_epi16(hi[t], _mm256_maddubs_epi16(second_hi, x));
+      for (int t = 0; t < T; ++t) {
+        const __m256i x = broadcast4(a + t * stride + 8 * j + 4);
+        lo[t] = _mm256_add_epi16(lo[t], _mm256_maddubs_epi16(second_lo, x));
+        hi[t] = _mm256_add_epi16(hi[t], _mm256_maddubs_epi16(second_hi, x));
+      }
     }
+#pragma GCC unroll 8
+    for (int t = 0; t < T; ++t)
+      out[r][t] = {_mm256_madd_epi16(lo[t], ones), _mm256_madd_epi16(hi[t], ones)};
   }
-  const __m256i ones = _mm256_set1_epi16(1);
-#pragma GCC unroll 8
-  for (int t = 0; t < T; ++t)
-    out[t] = {_mm256_madd_epi16(lo[t], ones), _mm256_madd_epi16(hi[t], ones)};
 }
 
-// The same for a q8 block. |w| times sign(w) * a keeps the first factor unsigned; one pair of
+// The same for q8 blocks. |w| times sign(w) * a keeps the first factor unsigned; one pair of
 // products fills an int16, so each is widened at once.
-template <int T>
-inline void dot_q8(const std::int8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
-                   I32x16 (&out)[T]) {
+template <int T, int R>
+inline void dot_q8(const std::int8_t* w, std::ptrdiff_t tile_stride, const std::int8_t* a,
+                   std::ptrdiff_t stride, I32x16 (&out)[R][T]) {
   const __m256i ones = _mm256_set1_epi16(1);
+  for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-  for (int t = 0; t < T; ++t) out[t] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    for (int t = 0; t < T; ++t) out[r][t] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
 #pragma GCC unroll 8
-  for (int j = 0; j < 8; ++j) {
-    const __m256i w_lo = load_bytes(w + 64 * j), w_hi = load_bytes(w + 64 * j + 32);
-    const __m256i abs_lo = _mm256_sign_epi8(w_lo, w_lo), abs_hi = _mm256_sign_epi8(w_hi, w_hi);
+    for (int j = 0; j < 8; ++j) {
+      const std::int8_t* step = w + r * tile_stride + 64 * j;
+      const __m256i w_lo = load_bytes(step), w_hi = load_bytes(step + 32);
+      const __m256i abs_lo = _mm256_sign_epi8(w_lo, w_lo), abs_hi = _mm256_sign_epi8(w_hi, w_hi);
 #pragma GCC unroll 8
-    for (int t = 0; t < T; ++t) {
-      const __m256i x = broadcast4(a + t * stride + 4 * j);
-      const __m256i p_lo = _mm256_maddubs_epi16(abs_lo, _mm256_sign_epi8(x, w_lo));
-      const __m256i p_hi = _mm256_maddubs_epi16(abs_hi, _mm256_sign_epi8(x, w_hi));
-      out[t].lo = _mm256_add_epi32(out[t].lo, _mm256_madd_epi16(p_lo, ones));
-      out[t].hi = _mm256_add_epi32(out[t].hi, _mm256_madd_epi16(p_hi, ones));
+      for (int t = 0; t < T; ++t) {
+        const __m256i x = broadcast4(a + t * stride + 4 * j);
+        const __m256i p_lo = _mm256_maddubs_epi16(abs_lo, _mm256_sign_epi8(x, w_lo));
+        const __m256i p_hi = _mm256_maddubs_epi16(abs_hi, _mm256_sign_epi8(x, w_hi));
+        out[r][t].lo = _mm256_add_epi32(out[r][t].lo, _mm256_madd_epi16(p_lo, ones));
+        out[r][t].hi = _mm256_add_epi32(out[r][t].hi, _mm256_madd_epi16(p_hi, ones));
+      }
     }
   }
 }

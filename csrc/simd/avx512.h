@@ -11,8 +11,11 @@
 
 namespace fuserve::FUSERVE_ISA {
 
-inline constexpr int kFloatTokens = 12;   // tokens of a float micro-kernel tile
-inline constexpr int kIntegerTokens = 8;  // tokens of an integer micro-kernel tile
+// Tokens and tiles of the micro-kernels: as many as thirty-two registers hold sums for. Two tiles
+// share each broadcast of activations, or loads would be the limit.
+inline constexpr int kFloatTokens = 12;
+inline constexpr int kIntegerTokens = 4;
+inline constexpr int kTilesAtOnce = 2;
 
 struct F32x16 {
   __m512 v;
@@ -99,48 +102,68 @@ inline __m512i broadcast4(const std::int8_t* p) {
   return _mm512_set1_epi32(x);
 }
 
-// out[t][row] = sum over 32 features of w[row][k] * a[t][k]; w is one q4 block of a tile.
-template <int T>
-inline void dot_q4(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
-                   I32x16 (&out)[T]) {
+// out[r][t][row] = sum over 32 features of w[row][k] * a[t][k] for one q4 block of each of R tiles.
+template <int T, int R>
+inline void dot_q4(const std::uint8_t* w, std::ptrdiff_t tile_stride, const std::int8_t* a,
+                   std::ptrdiff_t stride, I32x16 (&out)[R][T]) {
   const __m512i mask = _mm512_set1_epi8(15);
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-  for (int t = 0; t < T; ++t) out[t].v = _mm512_setzero_si512();
+    for (int t = 0; t < T; ++t) out[r][t].v = _mm512_setzero_si512();
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
-    const __m512i both = _mm512_loadu_si512(w + 64 * j);
-    const __m512i first = _mm512_and_si512(both, mask);
-    const __m512i second = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+    __m512i first[R], second[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const __m512i both = _mm512_loadu_si512(w + r * tile_stride + 64 * j);
+      first[r] = _mm512_and_si512(both, mask);
+      second[r] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+    }
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) {
-      const std::int8_t* x = a + t * stride + 8 * j;
-      out[t].v = _mm512_dpbusd_epi32(out[t].v, first, broadcast4(x));
-      out[t].v = _mm512_dpbusd_epi32(out[t].v, second, broadcast4(x + 4));
+      const __m512i x = broadcast4(a + t * stride + 8 * j);
+      const __m512i y = broadcast4(a + t * stride + 8 * j + 4);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) out[r][t].v = _mm512_dpbusd_epi32(out[r][t].v, first[r], x);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) out[r][t].v = _mm512_dpbusd_epi32(out[r][t].v, second[r], y);
     }
   }
 }
 
-// The same for a q8 block. The instruction wants one factor unsigned: a + 128, and 128 times the
+// The same for q8 blocks. The instruction wants one factor unsigned: a + 128, and 128 times the
 // sum of the weights is taken off again.
-template <int T>
-inline void dot_q8(const std::int8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
-                   I32x16 (&out)[T]) {
+template <int T, int R>
+inline void dot_q8(const std::int8_t* w, std::ptrdiff_t tile_stride, const std::int8_t* a,
+                   std::ptrdiff_t stride, I32x16 (&out)[R][T]) {
   const __m512i offset = _mm512_set1_epi8(-128);
-  __m512i surplus = _mm512_setzero_si512();
+  __m512i surplus[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    surplus[r] = _mm512_setzero_si512();
 #pragma GCC unroll 16
-  for (int t = 0; t < T; ++t) out[t].v = _mm512_setzero_si512();
+    for (int t = 0; t < T; ++t) out[r][t].v = _mm512_setzero_si512();
+  }
 #pragma GCC unroll 8
   for (int j = 0; j < 8; ++j) {
-    const __m512i weights = _mm512_loadu_si512(w + 64 * j);
-    surplus = _mm512_dpbusd_epi32(surplus, offset, weights);
+    __m512i weights[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      weights[r] = _mm512_loadu_si512(w + r * tile_stride + 64 * j);
+      surplus[r] = _mm512_dpbusd_epi32(surplus[r], offset, weights[r]);
+    }
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) {
       const __m512i x = _mm512_xor_si512(broadcast4(a + t * stride + 4 * j), offset);
-      out[t].v = _mm512_dpbusd_epi32(out[t].v, x, weights);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) out[r][t].v = _mm512_dpbusd_epi32(out[r][t].v, x, weights[r]);
     }
   }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-  for (int t = 0; t < T; ++t) out[t].v = _mm512_sub_epi32(out[t].v, surplus);
+    for (int t = 0; t < T; ++t) out[r][t].v = _mm512_sub_epi32(out[r][t].v, surplus[r]);
 }
 
 }  // namespace fuserve::FUSERVE_ISA

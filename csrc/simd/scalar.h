@@ -10,8 +10,10 @@
 
 namespace fuserve::FUSERVE_ISA {
 
-inline constexpr int kFloatTokens = 4;    // tokens of a float micro-kernel tile
-inline constexpr int kIntegerTokens = 4;  // tokens of an integer micro-kernel tile
+// Tokens and tiles of the micro-kernels.
+inline constexpr int kFloatTokens = 4;
+inline constexpr int kIntegerTokens = 4;
+inline constexpr int kTilesAtOnce = 1;
 
 struct F32x16 {
   float v[16];
@@ -142,33 +144,36 @@ inline void store_i8(std::int8_t* p, I32x16 a) {
 
 inline void prefetch(const void*) {}
 
-// out[t][row] = sum over 32 features of w[row][k] * a[t][k]; w is one q4 block of a tile.
-template <int T>
-inline void dot_q4(const std::uint8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
-                   I32x16 (&out)[T]) {
-  for (int t = 0; t < T; ++t)
-    for (int row = 0; row < 16; ++row) {
-      std::int32_t s = 0;
-      for (int j = 0; j < 4; ++j)
-        for (int i = 0; i < 4; ++i) {
-          const int byte = w[64 * j + 4 * row + i];
-          const std::int8_t* x = a + t * stride + 8 * j + i;
-          s += (byte & 15) * x[0] + (byte >> 4) * x[4];
-        }
-      out[t].v[row] = s;
-    }
+// out[r][t][row] = sum over 32 features of w[row][k] * a[t][k] for one q4 block of each of R tiles.
+template <int T, int R>
+inline void dot_q4(const std::uint8_t* w, std::ptrdiff_t tile_stride, const std::int8_t* a,
+                   std::ptrdiff_t stride, I32x16 (&out)[R][T]) {
+  for (int r = 0; r < R; ++r)
+    for (int t = 0; t < T; ++t)
+      for (int row = 0; row < 16; ++row) {
+        std::int32_t s = 0;
+        for (int j = 0; j < 4; ++j)
+          for (int i = 0; i < 4; ++i) {
+            const int byte = w[r * tile_stride + 64 * j + 4 * row + i];
+            const std::int8_t* x = a + t * stride + 8 * j + i;
+            s += (byte & 15) * x[0] + (byte >> 4) * x[4];
+          }
+        out[r][t].v[row] = s;
+      }
 }
-// The same for a q8 block.
-template <int T>
-inline void dot_q8(const std::int8_t* w, const std::int8_t* a, std::ptrdiff_t stride,
-                   I32x16 (&out)[T]) {
-  for (int t = 0; t < T; ++t)
-    for (int row = 0; row < 16; ++row) {
-      std::int32_t s = 0;
-      for (int j = 0; j < 8; ++j)
-        for (int i = 0; i < 4; ++i) s += w[64 * j + 4 * row + i] * a[t * stride + 4 * j + i];
-      out[t].v[row] = s;
-    }
+// The same for q8 blocks.
+template <int T, int R>
+inline void dot_q8(const std::int8_t* w, std::ptrdiff_t tile_stride, const std::int8_t* a,
+                   std::ptrdiff_t stride, I32x16 (&out)[R][T]) {
+  for (int r = 0; r < R; ++r)
+    for (int t = 0; t < T; ++t)
+      for (int row = 0; row < 16; ++row) {
+        std::int32_t s = 0;
+        for (int j = 0; j < 8; ++j)
+          for (int i = 0; i < 4; ++i)
+            s += w[r * tile_stride + 64 * j + 4 * row + i] * a[t * stride + 4 * j + i];
+        out[r][t].v[row] = s;
+      }
 }
 
 }  // namespace fuserve::FUSERVE_ISA
