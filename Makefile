@@ -25,7 +25,7 @@ help:  ## List the commands.
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 demo: $(USER)/.stamps/fuserve $(USER)/.stamps/demo  ## Install fuserve and let a small model answer.
-	@$(USER)/bin/fuserve generate --model demo --chat --temperature 0 --max-tokens 96 "$(QUESTION)" </dev/null
+	@$(USER)/bin/fuserve generate --model demo --chat --temperature 0 --max-tokens 200 "$(QUESTION)" </dev/null
 
 test: $(DEV)/.stamps/fuserve  ## Run all tests (T=... selects some).
 	$(DEV)/bin/python -m pytest $(T)

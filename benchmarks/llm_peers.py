@@ -15,6 +15,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -45,6 +46,8 @@ def main() -> None:
     """Measure, print, write."""
     given = parse_arguments()
     tables = []
+    packed = tempfile.TemporaryDirectory()  # empty, so that fuserve's first start packs
+    os.environ["FUSERVE_CACHE"] = packed.name
     machine = measure_machine(given.threads)
     for name in given.models.split(","):
         title, contestants = MODELS[name](given.engines.split(","))
@@ -98,6 +101,7 @@ def smollm2(engines: list[str]) -> tuple[str, list[Contestant]]:
     contestants = [
         Contestant("fuserve", "fuserve Q4_1", path),
         Contestant("llama.cpp", "llama.cpp Q4_1", path),
+        Contestant("fuserve", "fuserve fp32", path, ("dtype=float32",)),
         Contestant("transformers", "transformers fp32", str(HERE / "configs/smollm2-135m.json")),
     ]
     return "SmolLM2-135M", [c for c in contestants if c.engine in engines]
@@ -106,28 +110,30 @@ def smollm2(engines: list[str]) -> tuple[str, list[Contestant]]:
 def llama_1b(engines: list[str]) -> tuple[str, list[Contestant]]:
     """A Llama of 1.07 B parameters with random weights."""
     config = HERE / "configs" / "llama-1b.json"
+    q4_0, q8_0 = (str(CACHE / f"llama-1b-{kind}.gguf") for kind in ("Q4_0", "Q8_0"))
     contestants = [
-        Contestant("fuserve", "fuserve int4", str(config), ("quantization=int4",)),
-        Contestant("fuserve", "fuserve int8", str(config), ("quantization=int8",)),
-        Contestant("llama.cpp", "llama.cpp Q4_0", str(CACHE / "llama-1b-Q4_0.gguf")),
-        Contestant("llama.cpp", "llama.cpp Q8_0", str(CACHE / "llama-1b-Q8_0.gguf")),
+        Contestant("fuserve", "fuserve Q4_0", q4_0),
+        Contestant("llama.cpp", "llama.cpp Q4_0", q4_0),
+        Contestant("fuserve", "fuserve Q8_0", q8_0),
+        Contestant("llama.cpp", "llama.cpp Q8_0", q8_0),
+        Contestant("fuserve", "fuserve fp32", str(config), ("dtype=float32",)),
         Contestant("transformers", "transformers fp32", str(config)),
     ]
-    if "llama.cpp" in engines:
-        make_random_ggufs(config)
+    make_random_ggufs(config)
     return r"Llama shape, 1.07 B\*", [c for c in contestants if c.engine in engines]
 
 
 MODELS = {"smollm2-135m": smollm2, "llama-1b": llama_1b}
 
 RANDOM_WEIGHTS_NOTE = (
-    r"\* 1.07 B parameters with random weights. llama.cpp reads them from a file; fuserve and "
-    "transformers draw them at every start, which their start times include."
+    r"\* 1.07 B parameters with random weights. Where a file is named, both engines read the same "
+    "one; the fp32 rows draw their weights at every start (transformers also for SmolLM2), which "
+    "their start times include."
 )
 
 
 def make_random_ggufs(config: Path) -> None:
-    """Write the GGUFs that llama.cpp reads, once."""
+    """Write the GGUF files of random weights, once."""
     from random_gguf import write_random_gguf
 
     CACHE.mkdir(parents=True, exist_ok=True)

@@ -17,13 +17,11 @@ class Fuserve:
     """A loaded model with a KV cache for the largest batch."""
 
     def __init__(self, work: Work) -> None:
-        quantization = option(work.options, "quantization")
         slots = FixedSlots(max(work.batches), work.prompt_tokens + work.output_tokens)
         loaded = load_model(
             work.model,
             ExecutorOptions(
-                quantization="int4" if quantization == "int4" else "int8" if quantization else None,
-                quantize_embeddings=bool(quantization),
+                dtype="float32" if option(work.options, "dtype") == "float32" else "auto",
                 max_model_len=slots.max_len,
                 max_num_seqs=slots.num_slots,
                 max_num_batched_tokens=TOKEN_BUDGET,
