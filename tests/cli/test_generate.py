@@ -48,3 +48,17 @@ def test_a_parameter_out_of_range_is_refused_before_the_model_is_loaded(run: Run
     result = run("generate", "--model", "/no/such/model", "--top-p", "1.5", "Hello")
     assert result.exit_code == 2
     assert "top_p" in result.stderr
+
+
+def test_a_model_without_recommendations_is_sampled_mildly() -> None:
+    from types import SimpleNamespace
+    from typing import Any
+
+    from fuserve import SamplingParams
+    from fuserve.cli.answer import recommended_params
+
+    silent: Any = SimpleNamespace(get_default_sampling_params=SamplingParams)
+    assert recommended_params(silent).temperature < 1.0
+    own = SamplingParams(temperature=0.2)
+    speaking: Any = SimpleNamespace(get_default_sampling_params=lambda: own)
+    assert recommended_params(speaking) is own

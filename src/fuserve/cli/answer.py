@@ -49,6 +49,19 @@ class Answer:
         }
 
 
+def recommended_params(llm: LLM) -> SamplingParams:
+    """What the model recommends; mild sampling where it recommends nothing.
+
+    GGUF files bring no recommendation, and a small model rambles at temperature 1.
+    """
+    from fuserve import SamplingParams
+
+    recommended = llm.get_default_sampling_params()
+    if recommended == SamplingParams():
+        return SamplingParams(temperature=0.7, top_p=0.9, min_p=0.05)
+    return recommended
+
+
 def stream_answer(
     llm: LLM,
     request: str | Sequence[Mapping[str, str]],

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fuserve.cli.answer import Answer, stream_answer
+from fuserve.cli.answer import Answer, recommended_params, stream_answer
 from fuserve.cli.flags import Debug, Json, ModelFlags, ModelOption, SamplingFlags
 from fuserve.cli.output import WorkProgress, note, print_json
 from fuserve.errors import CapacityError, InvalidRequestError
@@ -70,7 +70,7 @@ def chat(
         llm = LLM(model, **flags.keywords(), progress=progress.update)
     conversation = Conversation(system)
     with llm:
-        params = sampling.params(llm.get_default_sampling_params())
+        params = sampling.params(recommended_params(llm))
         answers = list(_converse(llm, params, conversation, show=not json))
     if json:
         print_json(

