@@ -10,21 +10,21 @@
 
 namespace fuserve::FUSERVE_ISA {
 
-// One quantized row is one record: int8 values, then a scale for each block, then the sums of
-// scale * q over groups of 32, 64 and 128 features (which q4's zero points and minimums need).
+// One quantized row is one record: int8 values, then a scale for each block, then offsets: -8 times
+// the sums of scale * q over groups of 32, 64 and 128 features, which take out q4's zero point.
 struct QuantizedLayout {
   int cols = 0;
 
   int blocks() const { return ceil_div(cols, kBlockCols); }
   size_t scales_offset() const { return static_cast<size_t>(blocks()) * kBlockCols; }
   // level 0, 1, 2: groups of 1, 2, 4 blocks.
-  size_t sums_offset(int level) const {
+  size_t offsets_offset(int level) const {
     size_t floats = static_cast<size_t>(blocks());
     for (int i = 0; i < level; ++i) floats += static_cast<size_t>(ceil_div(blocks(), 1 << i));
     return scales_offset() + 4 * floats;
   }
   // An odd number of cache lines, so that equal places of several rows do not share a cache set.
-  size_t stride() const { return (sums_offset(3) + 63) / 64 * 64 | 64; }
+  size_t stride() const { return (offsets_offset(3) + 63) / 64 * 64 | 64; }
 };
 
 struct Rows {
@@ -43,14 +43,15 @@ struct Rows {
 inline float* scales_of(std::int8_t* record, const QuantizedLayout& layout) {
   return reinterpret_cast<float*>(record + layout.scales_offset());
 }
-inline float* sums_of(std::int8_t* record, const QuantizedLayout& layout, int level) {
-  return reinterpret_cast<float*>(record + layout.sums_offset(level));
+inline float* offsets_of(std::int8_t* record, const QuantizedLayout& layout, int level) {
+  return reinterpret_cast<float*>(record + layout.offsets_offset(level));
 }
 inline const float* scales_of(const std::int8_t* record, const QuantizedLayout& layout) {
   return reinterpret_cast<const float*>(record + layout.scales_offset());
 }
-inline const float* sums_of(const std::int8_t* record, const QuantizedLayout& layout, int level) {
-  return reinterpret_cast<const float*>(record + layout.sums_offset(level));
+inline const float* offsets_of(const std::int8_t* record, const QuantizedLayout& layout,
+                               int level) {
+  return reinterpret_cast<const float*>(record + layout.offsets_offset(level));
 }
 
 // Quantizes the `count` (at most 128) features from `first`, a multiple of 128, of one row to
@@ -76,13 +77,13 @@ inline void quantize_features(const float* x, int first, int count, std::int8_t*
     store_i8(out, q_lo);
     store_i8(out + 16, q_hi);
     scales_of(record, layout)[first_block + b] = scale;
-    sums[b] = scale * static_cast<float>(reduce_add(q_lo) + reduce_add(q_hi));
-    sums_of(record, layout, 0)[first_block + b] = sums[b];
+    sums[b] = -8.0F * (scale * static_cast<float>(reduce_add(q_lo) + reduce_add(q_hi)));
+    offsets_of(record, layout, 0)[first_block + b] = sums[b];
   }
-  float* pairs = sums_of(record, layout, 1) + first_block / 2;
+  float* pairs = offsets_of(record, layout, 1) + first_block / 2;
   pairs[0] = sums[0] + sums[1];
   if (blocks > 2) pairs[1] = sums[2] + sums[3];
-  sums_of(record, layout, 2)[first_block / 4] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+  offsets_of(record, layout, 2)[first_block / 4] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
 inline void quantize_row(const float* x, std::int8_t* record, const QuantizedLayout& layout) {

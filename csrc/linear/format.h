@@ -67,6 +67,11 @@ struct LinearShape {
     return static_cast<size_t>(blocks()) * static_cast<size_t>(block_bytes(format)) +
            static_cast<size_t>(groups()) * static_cast<size_t>(header_bytes(format));
   }
+  // Bytes from a tile's start to a block that begins a group, of an integer format.
+  std::ptrdiff_t block_offset(int block) const {
+    return static_cast<std::ptrdiff_t>(block) * block_bytes(format) +
+           static_cast<std::ptrdiff_t>(block / blocks_per_group()) * header_bytes(format);
+  }
   size_t packed_bytes() const { return static_cast<size_t>(tiles()) * tile_bytes(); }
 
   // Source row of lane `lane` of tile `tile`, or -1 where the tile is padding.

@@ -16,47 +16,60 @@ constexpr int level_of(int blocks_per_group) {
   return blocks_per_group == 1 ? 0 : blocks_per_group == 2 ? 1 : 2;
 }
 
-// How far ahead of their use weights are fetched from memory, measured: a single pass over them is
-// limited by memory and wants all of the next tile on its way; the first of several passes goes at
-// the pace of its arithmetic.
-constexpr std::ptrdiff_t kFetchAheadBytes = 4096;
+// Blocks that all rows go through before the next ones: their weights stay in the first-level
+// cache, while the blocks after them are fetched.
+constexpr int kChunkBlocks = 32;
 
-// T rows of x times R tiles, int8 activations.
+// What is fetched from memory while a kernel runs: weights `ahead` bytes further on. The passes
+// over the rows share the work, so that memory is read all the time that arithmetic is done.
+struct Fetch {
+  std::ptrdiff_t ahead;
+  int pass;
+  int passes;
+};
+
+// Blocks [first, last) of a tile, cut at groups.
+struct BlockRange {
+  int first;
+  int last;
+};
+
+// T rows of x times the blocks of R tiles, int8 activations, added to what stands in out.
 template <int T, int R, WeightFormat F>
-void integer_kernel(const PackedLinear& w, const std::uint8_t* tile, const std::int8_t* record,
-                    const QuantizedLayout& layout, std::ptrdiff_t fetch_ahead, float* out,
-                    std::ptrdiff_t out_stride) {
+void integer_kernel(const PackedLinear& w, const std::uint8_t* tile, BlockRange range,
+                    const std::int8_t* record, const QuantizedLayout& layout, Fetch fetch,
+                    float* out, std::ptrdiff_t out_stride) {
   const auto stride = static_cast<std::ptrdiff_t>(layout.stride());
   const auto tile_stride = static_cast<std::ptrdiff_t>(w.tile_bytes());
-  const int blocks = w.blocks(), per_group = w.blocks_per_group();
+  const int per_group = w.blocks_per_group();
   const float* scales = scales_of(record, layout);
-  const float* sums = sums_of(record, layout, level_of(per_group));
+  const float* offsets = offsets_of(record, layout, level_of(per_group));
   const auto float_stride = stride / 4;
   F32x16 acc[R][T];
 #pragma GCC unroll 4
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-    for (int t = 0; t < T; ++t) acc[r][t] = zero();
+    for (int t = 0; t < T; ++t)
+      acc[r][t] = range.first == 0 ? zero() : load16(out + t * out_stride + r * kTileRows);
 
-  for (int group = 0, block = 0; block < blocks; ++group) {
+  int block = range.first;
+  tile += w.block_offset(block);
+  for (int group = block / per_group; block < range.last; ++group) {
     const std::uint8_t* header = tile;
     tile += header_bytes(F);
     F32x16 partial[R][T];
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) {
-      const F32x16 start =
-          F == WeightFormat::q4 ? set1(-8.0F * sums[t * float_stride + group]) : zero();
+      const F32x16 start = F == WeightFormat::q4 ? set1(offsets[t * float_stride + group]) : zero();
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) partial[r][t] = start;
     }
-    const int group_end = std::min(block + per_group, blocks);
+    const int group_end = std::min(block + per_group, range.last);
     for (; block < group_end; ++block) {
       I32x16 dot[R][T];
       const std::int8_t* x = record + block * kBlockCols;
-      if (fetch_ahead != 0)
-        for (int r = 0; r < R; ++r)
-          for (int line = 0; line < block_bytes(F); line += 64)
-            prefetch(tile + r * tile_stride + fetch_ahead + line);
+      for (int line = 64 * fetch.pass; line < block_bytes(F); line += 64 * fetch.passes)
+        for (int r = 0; r < R; ++r) prefetch(tile + r * tile_stride + fetch.ahead + line);
       if constexpr (is_q4(F))
         dot_q4<T, R>(tile, tile_stride, x, stride, dot);
       else
@@ -76,10 +89,11 @@ void integer_kernel(const PackedLinear& w, const std::uint8_t* tile, const std::
 #pragma GCC unroll 16
       for (int t = 0; t < T; ++t) acc[r][t] = fma(partial[r][t], scale, acc[r][t]);
       if constexpr (F == WeightFormat::q4_asymmetric) {
-        const F32x16 minimum = load16(halves + kTileRows);
+        // Offsets are -8 times the sums that minimums want.
+        const F32x16 minimum = mul(load16(halves + kTileRows), set1(-0.125F));
 #pragma GCC unroll 16
         for (int t = 0; t < T; ++t)
-          acc[r][t] = fma(minimum, set1(sums[t * float_stride + group]), acc[r][t]);
+          acc[r][t] = fma(minimum, set1(offsets[t * float_stride + group]), acc[r][t]);
       }
     }
   }
@@ -129,14 +143,21 @@ void with_count(int count, F&& f) {
 template <int R, WeightFormat F>
 void integer_tiles(const PackedLinear& w, const Rows& x, int first_row, int last_row, int tile,
                    float* out, std::ptrdiff_t out_stride) {
-  const bool one_pass = last_row - first_row <= kIntegerTokens;
-  std::ptrdiff_t fetch_ahead =
-      one_pass ? R * static_cast<std::ptrdiff_t>(w.tile_bytes()) : kFetchAheadBytes;
-  for (int row = first_row; row < last_row; row += kIntegerTokens, fetch_ahead = 0)
-    with_count<kIntegerTokens>(last_row - row, [&]<int T>() {
-      integer_kernel<T, R, F>(w, w.tile(tile), x.record(row), x.layout, fetch_ahead,
-                              out + (row - first_row) * out_stride, out_stride);
-    });
+  const int passes = ceil_div(last_row - first_row, kIntegerTokens);
+  // One scale for all features leaves no place to cut, a single pass no reason to.
+  const bool whole = passes == 1 || w.group == 0;
+  const int chunk = whole ? w.blocks() : kChunkBlocks;
+  Fetch fetch{whole ? R * static_cast<std::ptrdiff_t>(w.tile_bytes()) : w.block_offset(chunk), 0,
+              passes};
+  for (int block = 0; block < w.blocks(); block += chunk) {
+    const BlockRange range{block, std::min(block + chunk, w.blocks())};
+    fetch.pass = 0;
+    for (int row = first_row; row < last_row; row += kIntegerTokens, ++fetch.pass)
+      with_count<kIntegerTokens>(last_row - row, [&]<int T>() {
+        integer_kernel<T, R, F>(w, w.tile(tile), range, x.record(row), x.layout, fetch,
+                                out + (row - first_row) * out_stride, out_stride);
+      });
+  }
 }
 
 template <int R>
@@ -206,8 +227,8 @@ void linear_tiles(const PackedLinear& w, const Rows& x, int first_row, int last_
                   int last_tile, float* out, std::ptrdiff_t out_stride, Scratch& scratch) {
   for (int tile = first_tile; tile < last_tile;) {
     float* c = out + static_cast<std::ptrdiff_t>(tile - first_tile) * kTileRows;
-    // A single row has no use for shared broadcasts, and one stream of weights is read faster.
-    if (last_row - first_row > 1 && tile + kTilesAtOnce <= last_tile) {
+    // A few rows go at the pace of memory, and one stream of weights is read faster than two.
+    if (last_row - first_row > kIntegerTokens && tile + kTilesAtOnce <= last_tile) {
       tiles_at_once<kTilesAtOnce>(w, x, first_row, last_row, tile, c, out_stride, scratch);
       tile += kTilesAtOnce;
     } else {

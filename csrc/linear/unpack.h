@@ -8,17 +8,6 @@
 
 namespace fuserve::FUSERVE_ISA {
 
-// Transposes the 16 x 4 bytes of one step of a block into four vectors of 16 rows.
-template <class Byte, class Decode>
-inline void unpack_quad(const Byte* bytes, F32x16 scale, F32x16 offset, int count, float* panel,
-                        Decode decode) {
-  for (int i = 0; i < count; ++i) {
-    float q[16];
-    for (int row = 0; row < 16; ++row) q[row] = static_cast<float>(decode(bytes[4 * row + i]));
-    store16(panel + i * kTileRows, fma(load16(q), scale, offset));
-  }
-}
-
 // Features [first, first + cols) of a tile in fp32; first is a multiple of 32.
 // panel: [cols][16]
 inline void unpack_panel(const PackedLinear& w, int tile, int first, int cols, float* panel) {
@@ -46,18 +35,15 @@ inline void unpack_panel(const PackedLinear& w, int tile, int first, int cols, f
     const F32x16 scale = load16(scales);
     const int left = std::min(kBlockCols, cols - col);
     float* out = panel + col * kTileRows;
-    if (w.format == WeightFormat::q8) {
-      for (int k = 0; k < left; k += 4)
-        unpack_quad(reinterpret_cast<const std::int8_t*>(values) + 16 * k, scale, zero(),
-                    std::min(4, left - k), out + k * kTileRows, [](std::int8_t b) { return b; });
-      continue;
-    }
-    const F32x16 offset =
-        w.format == WeightFormat::q4 ? mul(scale, set1(-8.0F)) : load16(scales + kTileRows);
-    for (int k = 0; k < left; k += 4) {
-      const bool high = k % 8 != 0;
-      unpack_quad(values + 8 * (k - (high ? 4 : 0)), scale, offset, std::min(4, left - k),
-                  out + k * kTileRows, [high](std::uint8_t b) { return high ? b >> 4 : b & 15; });
+    const F32x16 offset = w.format == WeightFormat::q8   ? zero()
+                          : w.format == WeightFormat::q4 ? mul(scale, set1(-8.0F))
+                                                         : load16(scales + kTileRows);
+    // Four bytes of a row are one lane of 32 bits.
+    for (int k = 0; k < left; ++k) {
+      const I32x16 lanes = load_i32(values + (w.format == WeightFormat::q8 ? k / 4 : k / 8) * 64);
+      const I32x16 code = w.format == WeightFormat::q8 ? signed_byte(lanes, k % 4)
+                                                       : nibble(lanes, k % 4, k % 8 >= 4);
+      store16(out + k * kTileRows, fma(to_float(code), scale, offset));
     }
   }
 }

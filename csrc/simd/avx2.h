@@ -132,6 +132,24 @@ inline float reduce_max(F32x16 a) {
 }
 
 inline I32x16 to_int(F32x16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+inline I32x16 load_i32(const void* p) {
+  const auto* q = static_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+// Byte `index` of each lane, sign extended.
+inline I32x16 signed_byte(I32x16 a, int index) {
+  const auto one = [left = 24 - 8 * index](__m256i x) {
+    return _mm256_srai_epi32(_mm256_slli_epi32(x, left), 24);
+  };
+  return {one(a.lo), one(a.hi)};
+}
+// The low or high nibble of byte `index` of each lane.
+inline I32x16 nibble(I32x16 a, int index, bool high) {
+  const auto one = [right = 8 * index + (high ? 4 : 0)](__m256i x) {
+    return _mm256_and_si256(_mm256_srli_epi32(x, right), _mm256_set1_epi32(15));
+  };
+  return {one(a.lo), one(a.hi)};
+}
 inline F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 inline std::int32_t reduce_add(I32x16 a) {
   const __m256i s8 = _mm256_add_epi32(a.lo, a.hi);
@@ -147,6 +165,7 @@ inline void store_i8(std::int8_t* p, I32x16 a) {
       _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 
+// Into the second-level cache.
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 inline __m256i load_bytes(const void* p) {

@@ -87,6 +87,17 @@ inline float reduce_add(F32x16 a) {
 inline float reduce_max(F32x16 a) { return _mm512_reduce_max_ps(a.v); }
 
 inline I32x16 to_int(F32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
+inline I32x16 load_i32(const void* p) { return {_mm512_loadu_si512(p)}; }
+// Byte `index` of each lane, sign extended.
+inline I32x16 signed_byte(I32x16 a, int index) {
+  const auto left = static_cast<unsigned>(24 - 8 * index);
+  return {_mm512_srai_epi32(_mm512_slli_epi32(a.v, left), 24)};
+}
+// The low or high nibble of byte `index` of each lane.
+inline I32x16 nibble(I32x16 a, int index, bool high) {
+  const auto right = static_cast<unsigned>(8 * index + (high ? 4 : 0));
+  return {_mm512_and_si512(_mm512_srli_epi32(a.v, right), _mm512_set1_epi32(15))};
+}
 inline F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline std::int32_t reduce_add(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
 // Values in [-128, 127], or saturated.
@@ -94,6 +105,7 @@ inline void store_i8(std::int8_t* p, I32x16 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v));
 }
 
+// Into the second-level cache.
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 inline __m512i broadcast4(const std::int8_t* p) {

@@ -126,6 +126,23 @@ inline I32x16 to_int(F32x16 a) {
   }
   return r;
 }
+inline I32x16 load_i32(const void* p) {
+  I32x16 r;
+  std::memcpy(r.v, p, sizeof r.v);
+  return r;
+}
+// Byte `index` of each lane, sign extended.
+inline I32x16 signed_byte(I32x16 a, int index) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = static_cast<std::int8_t>(a.v[i] >> 8 * index);
+  return r;
+}
+// The low or high nibble of byte `index` of each lane.
+inline I32x16 nibble(I32x16 a, int index, bool high) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] >> (8 * index + (high ? 4 : 0)) & 15;
+  return r;
+}
 inline F32x16 to_float(I32x16 a) {
   return each([&](int i) { return static_cast<float>(a.v[i]); });
 }
