@@ -31,35 +31,60 @@ void for_row_tiles(int rows, F&& f) {
   }
 }
 
-// scores[r][16] = queries[r] . keys for 16 tokens of a block.
-template <int R, class T>
-void score_kernel(const float* queries, int head_dim, int padded, const T* keys, float* scores) {
-  F32x16 acc[R];
+// scores[r][H * 16] = queries[r] . keys for H * 16 tokens of a block. `next` is fetched from memory
+// meanwhile, `next_step` bytes with each feature.
+template <int R, int H, class T>
+void score_kernel(const float* queries, int head_dim, int padded, const T* keys, const char* next,
+                  std::ptrdiff_t next_step, float* scores) {
+  F32x16 acc[R][H];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) acc[r] = zero();
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int h = 0; h < H; ++h) acc[r][h] = zero();
   for (int d = 0; d < head_dim; ++d) {
-    const F32x16 k = load16(keys + d * kBlockTokens);
+    for (std::ptrdiff_t line = 0; line < next_step; line += 64) prefetch(next + line);
+    next += next_step;
+    F32x16 k[H];
+#pragma GCC unroll 2
+    for (int h = 0; h < H; ++h) k[h] = load16(keys + d * kBlockTokens + 16 * h);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) acc[r] = fma(k, set1(queries[r * padded + d]), acc[r]);
+    for (int r = 0; r < R; ++r) {
+      const F32x16 q = set1(queries[r * padded + d]);
+#pragma GCC unroll 2
+      for (int h = 0; h < H; ++h) acc[r][h] = fma(k[h], q, acc[r][h]);
+    }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) store16(scores + r * kBlockTokens, acc[r]);
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int h = 0; h < H; ++h) store16(scores + r * kBlockTokens + 16 * h, acc[r][h]);
 }
 
-// values[r][16] = values * decay[r] + weights[r] . V for 16 features.
-template <int R, class T>
+// values[r][H * 16] = values * decay[r] + weights[r] . V for H * 16 features.
+template <int R, int H, class T>
 void value_kernel(const float* weights, const float* decay, int tokens, const T* v, int padded,
                   float* values) {
-  F32x16 acc[R];
+  F32x16 acc[R][H];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) acc[r] = mul(load16(values + r * padded), set1(decay[r]));
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int h = 0; h < H; ++h)
+      acc[r][h] = mul(load16(values + r * padded + 16 * h), set1(decay[r]));
   for (int j = 0; j < tokens; ++j) {
-    const F32x16 x = load16(v + j * padded);
+    F32x16 x[H];
+#pragma GCC unroll 2
+    for (int h = 0; h < H; ++h) x[h] = load16(v + j * padded + 16 * h);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) acc[r] = fma(x, set1(weights[r * kBlockTokens + j]), acc[r]);
+    for (int r = 0; r < R; ++r) {
+      const F32x16 w = set1(weights[r * kBlockTokens + j]);
+#pragma GCC unroll 2
+      for (int h = 0; h < H; ++h) acc[r][h] = fma(x[h], w, acc[r][h]);
+    }
   }
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) store16(values + r * padded, acc[r]);
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+    for (int h = 0; h < H; ++h) store16(values + r * padded + 16 * h, acc[r][h]);
 }
 
 struct Mask {
@@ -67,9 +92,15 @@ struct Mask {
   int last;   // one past the last
 };
 
-// Turns one row's scores into exp(score - largest); updates the running maximum and sum. Returns
+// What earlier sums shrink by when the largest score rises from `before` to `now`: exactly 1 if it
+// does not, 0 if there was none. `base` is `now`, or 0 while no key was visible.
+float decay_of(float before, float now, F32x16 base) {
+  return before == now ? 1.0F : first_lane(exp(sub(set1(before), base)));
+}
+
+// Turns one row's scores into exp(score - largest); updates the running maximum and sums. Returns
 // the factor that earlier sums shrink by.
-float softmax_row(float* scores, Mask mask, float& largest, float& sum) {
+float softmax_row(float* scores, Mask mask, float& largest, float* sums) {
   F32x16 lo = load16(scores), hi = load16(scores + 16);
   if (mask.first > 0 || mask.last < kBlockTokens) {
     lo = keep(lo, mask.first, mask.last, kMinusInfinity);
@@ -78,13 +109,13 @@ float softmax_row(float* scores, Mask mask, float& largest, float& sum) {
   const float now = std::max(largest, reduce_max(max(lo, hi)));
   // Before a row's first visible key everything is -inf; 0 avoids inf - inf.
   const F32x16 base = set1(now == kMinusInfinity ? 0.0F : now);
-  const float decay = reduce_max(exp(sub(set1(largest), base)));
+  const float decay = decay_of(largest, now, base);
   lo = exp(sub(lo, base));
   hi = exp(sub(hi, base));
   store16(scores, lo);
   store16(scores + 16, hi);
+  store16(sums, fma(load16(sums), set1(decay), add(lo, hi)));
   largest = now;
-  sum = sum * decay + reduce_add(add(lo, hi));
   return decay;
 }
 
@@ -130,14 +161,16 @@ const float* widened(const T* source, size_t count, float* out) {
 
 template <class T>
 void attend_block(const AttentionShape& shape, const AttentionTask& task, int first_key,
-                  const T* keys, const T* values, const float* queries, const Workspace& w,
-                  const SoftmaxState& state) {
+                  const T* keys, const T* values, const char* next, std::ptrdiff_t next_step,
+                  const float* queries, const Workspace& w, const SoftmaxState& state) {
   const int padded = shape.padded_head_dim(), rows = task_rows(shape, task);
   const int heads = shape.heads_per_kv();
   for_row_tiles(rows, [&]<int R>(int row) {
-    for (int half = 0; half < kBlockTokens; half += 16)
-      score_kernel<R>(queries + row * padded, shape.head_dim, padded, keys + half,
-                      w.scores + row * kBlockTokens + half);
+    for (int token = 0; token < kBlockTokens; token += 16 * kTilesAtOnce) {
+      score_kernel<R, kTilesAtOnce>(queries + row * padded, shape.head_dim, padded, keys + token,
+                                    next, next_step, w.scores + row * kBlockTokens + token);
+      next_step = 0;
+    }
   });
   const bool modified = shape.softcap > 0.0F || shape.alibi_slopes != nullptr;
   for (int row = 0; row < rows; ++row) {
@@ -147,14 +180,18 @@ void attend_block(const AttentionShape& shape, const AttentionTask& task, int fi
       modify_row(shape, task.kv_head * heads + row % heads, position - first_key, scores);
     const Mask mask{task.window > 0 ? position - task.window + 1 - first_key : 0,
                     position + 1 - first_key};
-    w.decay[row] = softmax_row(scores, mask, state.largest[row], state.sum[row]);
+    w.decay[row] = softmax_row(scores, mask, state.largest[row], state.sums + 16 * row);
   }
   // Values past the task's last key are never read: they may be another request's remains.
   const int tokens = std::min(kBlockTokens, task.last_key() + 1 - first_key);
   for_row_tiles(rows, [&]<int R>(int row) {
-    for (int d = 0; d < padded; d += 16)
-      value_kernel<R>(w.scores + row * kBlockTokens, w.decay + row, tokens, values + d, padded,
-                      state.values + row * padded + d);
+    const float* weights = w.scores + row * kBlockTokens;
+    float* out = state.values + row * padded;
+    int d = 0;
+    for (; d + 16 * kTilesAtOnce <= padded; d += 16 * kTilesAtOnce)
+      value_kernel<R, kTilesAtOnce>(weights, w.decay + row, tokens, values + d, padded, out + d);
+    for (; d < padded; d += 16)
+      value_kernel<R, 1>(weights, w.decay + row, tokens, values + d, padded, out + d);
   });
 }
 
@@ -176,17 +213,24 @@ void attend_split_typed(const AttentionShape& shape, const KVCache& cache,
   const int first = std::max(split * kSplitTokens, task.first_key());
   const int last = std::min((split + 1) * kSplitTokens - 1, task.last_key());
   const T* data = static_cast<const T*>(cache.data);
-  for (int block = first / kBlockTokens; block <= last / kBlockTokens; ++block) {
-    const int physical = task.block_table[block];
-    const T* keys = data + cache.k_offset(task.layer, physical, task.kv_head);
-    const T* values = data + cache.v_offset(task.layer, physical, task.kv_head);
+  const size_t count = cache.head_elements();
+  const int last_block = last / kBlockTokens;
+  for (int block = first / kBlockTokens; block <= last_block; ++block) {
+    const T* keys = data + cache.k_offset(task.layer, task.block_table[block], task.kv_head);
+    const T* values = keys + count;
     const int first_key = block * kBlockTokens;
-    if (rows <= kRowTile || std::is_same_v<T, float>) {
-      attend_block(shape, task, first_key, keys, values, queries, w, state);
+    if (rows <= kRowTile) {
+      // The pace is memory's: fetch the next block's keys and values, which lie together.
+      const int next = task.block_table[std::min(block + 1, last_block)];
+      const auto* fetched =
+          reinterpret_cast<const char*>(data + cache.k_offset(task.layer, next, task.kv_head));
+      constexpr std::ptrdiff_t kStep = 2 * kBlockTokens * sizeof(T);
+      attend_block(shape, task, first_key, keys, values, fetched, kStep, queries, w, state);
+    } else if constexpr (std::is_same_v<T, float>) {
+      attend_block(shape, task, first_key, keys, values, nullptr, 0, queries, w, state);
     } else {
-      const size_t count = cache.head_elements();
       attend_block(shape, task, first_key, widened(keys, count, w.keys),
-                   widened(values, count, w.values), queries, w, state);
+                   widened(values, count, w.values), nullptr, 0, queries, w, state);
     }
   }
 }
@@ -195,7 +239,7 @@ void attend_split_typed(const AttentionShape& shape, const KVCache& cache,
 
 void SoftmaxState::clear(int rows, int padded_head_dim) const {
   std::fill_n(largest, rows, kMinusInfinity);
-  std::fill_n(sum, rows, 0.0F);
+  std::fill_n(sums, 16 * rows, 0.0F);
   std::fill_n(values, rows * padded_head_dim, 0.0F);
 }
 
@@ -212,10 +256,10 @@ void merge_split(int rows, int padded_head_dim, const SoftmaxState& split,
   for (int row = 0; row < rows; ++row) {
     const float now = std::max(total.largest[row], split.largest[row]);
     const F32x16 base = set1(now == kMinusInfinity ? 0.0F : now);
-    const F32x16 old_weight = exp(sub(set1(total.largest[row]), base));
-    const F32x16 new_weight = exp(sub(set1(split.largest[row]), base));
-    total.sum[row] =
-        total.sum[row] * reduce_max(old_weight) + split.sum[row] * reduce_max(new_weight);
+    const F32x16 old_weight = set1(decay_of(total.largest[row], now, base));
+    const F32x16 new_weight = set1(decay_of(split.largest[row], now, base));
+    float* sums = total.sums + 16 * row;
+    store16(sums, fma(load16(split.sums + 16 * row), new_weight, mul(load16(sums), old_weight)));
     total.largest[row] = now;
     float* values = total.values + row * padded_head_dim;
     const float* added = split.values + row * padded_head_dim;
@@ -228,7 +272,7 @@ void finish_attention(const AttentionShape& shape, const AttentionTask& task,
                       const SoftmaxState& total, float* out, std::ptrdiff_t out_stride) {
   const int padded = shape.padded_head_dim(), heads = shape.heads_per_kv();
   for (int row = 0; row < task_rows(shape, task); ++row) {
-    const F32x16 inverse = set1(1.0F / total.sum[row]);
+    const F32x16 inverse = set1(1.0F / reduce_add(load16(total.sums + 16 * row)));
     const float* values = total.values + row * padded;
     float* target = out + row / heads * out_stride + row % heads * shape.head_dim;
     for (int d = 0; d < shape.head_dim; d += 16)

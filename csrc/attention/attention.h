@@ -10,20 +10,20 @@
 
 namespace fuserve::FUSERVE_ISA {
 
-// Running softmax of `rows` queries: the largest score, the sum of exponentials, and the weighted
-// sum of values, for each row.
+// Running softmax of `rows` queries: the largest score, the sums of exponentials in sixteen lanes,
+// and the weighted sum of values, for each row.
 struct SoftmaxState {
-  float* largest = nullptr;  // [rows]
-  float* sum = nullptr;      // [rows]
   float* values = nullptr;   // [rows][padded_head_dim]
+  float* sums = nullptr;     // [rows][16]
+  float* largest = nullptr;  // [rows]
 
   static size_t floats(int rows, int padded_head_dim) {
-    return static_cast<size_t>(rows) * static_cast<size_t>(padded_head_dim + 2);
+    return static_cast<size_t>(rows) * static_cast<size_t>(padded_head_dim + 16 + 1);
   }
   static SoftmaxState in(float* memory, int rows, int padded_head_dim) {
     const auto r = static_cast<size_t>(rows);
-    return {memory + r * static_cast<size_t>(padded_head_dim),
-            memory + r * static_cast<size_t>(padded_head_dim + 1), memory};
+    float* sums = memory + r * static_cast<size_t>(padded_head_dim);
+    return {memory, sums, sums + r * 16};
   }
   void clear(int rows, int padded_head_dim) const;
 };

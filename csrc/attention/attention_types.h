@@ -11,9 +11,9 @@ namespace fuserve {
 inline constexpr int kBlockTokens = 32;   // tokens of a KV-cache block
 inline constexpr int kSplitTokens = 512;  // tokens of a context split, a fixed place in every sum
 
-// The cache of all layers: for each layer, for each block, K then V.
-//   K [kv_heads][padded_head_dim][32]: transposed, so that scores need no horizontal sums
-//   V [kv_heads][32][padded_head_dim]
+// The cache of all layers: for each layer, block and KV head its K, then its V.
+//   K [padded_head_dim][32]: transposed, so that scores need no horizontal sums
+//   V [32][padded_head_dim]
 struct KVCache {
   void* data = nullptr;
   bool half = false;
@@ -32,10 +32,10 @@ struct KVCache {
     return (static_cast<size_t>(layer) * static_cast<size_t>(num_blocks) +
             static_cast<size_t>(block)) *
                block_elements() +
-           head_elements() * static_cast<size_t>(kv_head);
+           2 * head_elements() * static_cast<size_t>(kv_head);
   }
   size_t v_offset(int layer, int block, int kv_head) const {
-    return k_offset(layer, block, kv_head) + block_elements() / 2;
+    return k_offset(layer, block, kv_head) + head_elements();
   }
 };
 

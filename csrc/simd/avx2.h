@@ -117,6 +117,7 @@ inline F32x16 copysign(F32x16 magnitude, F32x16 sign) {
           _mm256_or_ps(_mm256_andnot_ps(bit, magnitude.hi), _mm256_and_ps(bit, sign.hi))};
 }
 
+inline float first_lane(F32x16 a) { return _mm256_cvtss_f32(a.lo); }
 // Sums lanes i and i+8 first, then halves again: the same order in every instruction set.
 inline float reduce_add(F32x16 a) {
   const __m256 s8 = _mm256_add_ps(a.lo, a.hi);

@@ -77,6 +77,7 @@ inline F32x16 copysign(F32x16 magnitude, F32x16 sign) {
   return {_mm512_or_ps(_mm512_andnot_ps(bit, magnitude.v), _mm512_and_ps(bit, sign.v))};
 }
 
+inline float first_lane(F32x16 a) { return _mm512_cvtss_f32(a.v); }
 // Sums lanes i and i+8 first, then halves again: the same order in every instruction set.
 inline float reduce_add(F32x16 a) {
   const __m256 s8 = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));

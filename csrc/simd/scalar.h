@@ -105,6 +105,7 @@ inline F32x16 copysign(F32x16 magnitude, F32x16 sign) {
   return each([&](int i) { return std::copysign(magnitude.v[i], sign.v[i]); });
 }
 
+inline float first_lane(F32x16 a) { return a.v[0]; }
 // Sums lanes i and i+8 first, then halves again: the same order in every instruction set.
 inline float reduce_add(F32x16 a) {
   float s[8];
