@@ -19,7 +19,7 @@ NATIVE := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt pyproject.toml
 PACKAGE := $(shell find src -name '*.py' -o -name '*.pyi' -o -name py.typed) README.md
 WHEEL := dist/.stamp
 
-.PHONY: help demo test bench lint format lock footprint build clean
+.PHONY: help demo test bench kernels lint format lock footprint build clean
 
 help:  ## List the commands.
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -30,8 +30,11 @@ demo: $(USER)/.stamps/fuserve $(USER)/.stamps/demo  ## Install fuserve and let a
 test: $(DEV)/.stamps/fuserve  ## Run all tests (T=... selects some).
 	$(DEV)/bin/python -m pytest $(T)
 
-bench: $(DEV)/.stamps/fuserve  ## Print fuserve beside its peers (builds llama.cpp once).
+bench: $(DEV)/.stamps/fuserve  ## Print fuserve beside its peers (builds llama.cpp, installs OpenVINO once).
 	$(DEV)/bin/python benchmarks/llm_peers.py --write-readme
+
+kernels: $(DEV)/.stamps/fuserve  ## Print each kernel beside the machine's ceilings and torch (Q=--quick).
+	$(DEV)/bin/python benchmarks/kernels.py $(Q)
 
 lint: $(DEV)/.stamps/fuserve  ## Check style, types and who imports whom.
 	$(DEV)/bin/ruff check .

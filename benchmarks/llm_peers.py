@@ -1,4 +1,4 @@
-"""How fast does fuserve prefill and decode beside llama.cpp and transformers?
+"""How fast does fuserve prefill and decode beside llama.cpp, OpenVINO GenAI and transformers?
 
 Every engine runs in a process of its own, with the same prompts and the same number of threads.
 Repeats are interleaved (each round runs every engine once), and the median is reported, with the
@@ -24,6 +24,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 CACHE = ROOT / ".cache" / "peers"
+OPENVINO = ROOT / ".cache" / "peers-openvino"
 RESULTS = HERE / "results"
 README = ROOT / "README.md"
 BEGIN, END = "<!-- peers:begin -->", "<!-- peers:end -->"
@@ -36,7 +37,7 @@ sys.path.insert(0, str(HERE / "peers"))
 class Contestant:
     """One row of the table: an engine with one form of a model."""
 
-    engine: str  # fuserve, llama.cpp or transformers
+    engine: str  # fuserve, llama.cpp, openvino or transformers
     label: str
     model: str
     options: tuple[str, ...] = ()
@@ -51,6 +52,7 @@ def main() -> None:
     machine = measure_machine(given.threads)
     for name in given.models.split(","):
         title, contestants = MODELS[name](given.engines.split(","))
+        contestants = leave_out_missing(contestants, given.openvino_python)
         rows = measure(contestants, given)
         tables.append({"model": title, "rows": rows})
     result = {
@@ -76,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", default="smollm2-135m,llama-1b", help="of " + ", ".join(MODELS))
-    parser.add_argument("--engines", default="fuserve,llama.cpp,transformers")
+    parser.add_argument("--engines", default="fuserve,llama.cpp,openvino,transformers")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prompt-tokens", type=int, default=512)
     parser.add_argument("--output-tokens", type=int, default=64)
@@ -87,6 +89,12 @@ def parse_arguments() -> argparse.Namespace:
         type=Path,
         default=CACHE / "bin" / "python",
         help="interpreter with a native build of llama-cpp-python; built if it does not exist",
+    )
+    parser.add_argument(
+        "--openvino-python",
+        type=Path,
+        default=OPENVINO / "bin" / "python",
+        help="interpreter with OpenVINO GenAI; installed if it does not exist",
     )
     parser.add_argument("--write-readme", action="store_true", help="put the table into README.md")
     return parser.parse_args()
@@ -101,6 +109,7 @@ def smollm2(engines: list[str]) -> tuple[str, list[Contestant]]:
     contestants = [
         Contestant("fuserve", "fuserve Q4_1", path),
         Contestant("llama.cpp", "llama.cpp Q4_1", path),
+        *openvino("smollm2-135m"),
         Contestant("fuserve", "fuserve fp32", path, ("dtype=float32",)),
         Contestant("transformers", "transformers fp32", str(HERE / "configs/smollm2-135m.json")),
     ]
@@ -116,6 +125,7 @@ def llama_1b(engines: list[str]) -> tuple[str, list[Contestant]]:
         Contestant("llama.cpp", "llama.cpp Q4_0", q4_0),
         Contestant("fuserve", "fuserve Q8_0", q8_0),
         Contestant("llama.cpp", "llama.cpp Q8_0", q8_0),
+        *openvino("llama-1b"),
         Contestant("fuserve", "fuserve fp32", str(config), ("dtype=float32",)),
         Contestant("transformers", "transformers fp32", str(config)),
     ]
@@ -123,12 +133,38 @@ def llama_1b(engines: list[str]) -> tuple[str, list[Contestant]]:
     return r"Llama shape, 1.07 B\*", [c for c in contestants if c.engine in engines]
 
 
+def openvino(config_name: str) -> list[Contestant]:
+    """OpenVINO GenAI's rows of a model; their folders are written by `leave_out_missing`."""
+    folder = OPENVINO / "models"
+    return [
+        Contestant(
+            "openvino", f"OpenVINO GenAI {kind.upper()}", str(folder / f"{config_name}-{kind}")
+        )
+        for kind in ("int4", "int8")
+    ]
+
+
+def leave_out_missing(contestants: list[Contestant], python: Path) -> list[Contestant]:
+    """Make what OpenVINO GenAI needs; without its rows if that does not work here."""
+    rows = [c for c in contestants if c.engine == "openvino"]
+    if not rows:
+        return contestants
+    from openvino_setup import prepare
+
+    ready = prepare(python, [Path(row.model) for row in rows], HERE / "configs")
+    missing = [row for row in rows if Path(row.model) not in ready]
+    for row in missing:
+        print(f"{row.label} cannot be set up here and is left out", file=sys.stderr)
+    return [c for c in contestants if c not in missing]
+
+
 MODELS = {"smollm2-135m": smollm2, "llama-1b": llama_1b}
 
 RANDOM_WEIGHTS_NOTE = (
     r"\* 1.07 B parameters with random weights. Where a file is named, both engines read the same "
     "one; the fp32 rows draw their weights at every start (transformers also for SmolLM2), which "
-    "their start times include."
+    "their start times include. OpenVINO GenAI's weights are random for SmolLM2 too, in groups of "
+    "32 (INT4) or one scale per channel (INT8); it keeps its default 8-bit KV cache."
 )
 
 
@@ -144,10 +180,13 @@ def make_random_ggufs(config: Path) -> None:
             write_random_gguf(config, path, quantization)
 
 
-def interpreter_of(engine: str, llama_python: Path) -> str:
+def interpreter_of(engine: str, given: argparse.Namespace) -> str:
     """The Python that has the engine; builds llama.cpp's if it is missing."""
+    if engine == "openvino":
+        return str(given.openvino_python)
     if engine != "llama.cpp":
         return sys.executable
+    llama_python: Path = given.llama_python
     if not llama_python.exists():
         print("building llama-cpp-python for this machine: about ten minutes", file=sys.stderr)
         folder = llama_python.parent.parent
@@ -174,7 +213,7 @@ def measure(contestants: list[Contestant], given: argparse.Namespace) -> list[di
 def run_worker(contestant: Contestant, given: argparse.Namespace) -> dict[str, Any]:
     """One engine in a process of its own."""
     script = HERE / "peers" / f"{contestant.engine.replace('.', '_')}_worker.py"
-    command = [interpreter_of(contestant.engine, given.llama_python), str(script)]
+    command = [interpreter_of(contestant.engine, given), str(script)]
     command += ["--model", contestant.model, "--threads", str(given.threads)]
     command += ["--prompt-tokens", str(given.prompt_tokens)]
     command += ["--output-tokens", str(given.output_tokens), "--batch", given.batch]

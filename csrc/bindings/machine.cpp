@@ -28,7 +28,8 @@ void bind_machine(nb::module_& m) {
           },
           nb::call_guard<nb::gil_scoped_release>());
   m.def("available_isas", &available_isas);
-  m.def("usable_threads", &usable_threads);
+  m.def("cgroup_quota", &cgroup_quota, nb::arg("root") = "");
+  m.def("usable_threads", &usable_threads, nb::arg("root") = "");
   m.def("select_isa", [](const std::string& isa) { return std::string(kernels(isa).isa); });
   m.def(
       "read_bandwidth",

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
 #include <set>
 #include <sstream>
@@ -18,35 +19,35 @@ std::string first_line(const std::string& path) {
   return line;
 }
 
-// CPUs' worth of time in one cgroup directory, or infinity.
-double quota_in(const std::string& folder) {
-  std::istringstream v2(first_line(folder + "/cpu.max"));
-  std::string limit;
-  double period = 0;
-  if (v2 >> limit >> period && limit != "max" && period > 0) return std::stod(limit) / period;
-  std::istringstream v1(first_line(folder + "/cpu.cfs_quota_us"));
-  std::istringstream v1_period(first_line(folder + "/cpu.cfs_period_us"));
-  double quota = 0;
-  if (v1 >> quota && v1_period >> period && quota > 0 && period > 0) return quota / period;
-  return INFINITY;
+// The number that a word is, or NaN. Files of the system may hold anything, also nothing.
+double number(const std::string& word) {
+  char* end = nullptr;
+  const double value = std::strtod(word.c_str(), &end);
+  return !word.empty() && *end == '\0' && std::isfinite(value) ? value : NAN;
 }
 
-// The tightest quota on the path from this process's cgroup to the root.
-double cgroup_quota() {
-  double quota = std::min(quota_in("/sys/fs/cgroup"), quota_in("/sys/fs/cgroup/cpu"));
-  std::ifstream groups("/proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);) {
-    const size_t first = line.find(':');
-    const size_t second = line.find(':', first + 1);
-    if (first == std::string::npos || second == std::string::npos) continue;
-    const std::string controllers = line.substr(first + 1, second - first - 1);
-    if (!controllers.empty() && controllers.find("cpu") == std::string::npos) continue;
-    const std::string root = controllers.empty() ? "/sys/fs/cgroup" : "/sys/fs/cgroup/cpu";
-    for (std::string path = line.substr(second + 1); path.size() > 1;
-         path.resize(path.find_last_of('/')))
-      quota = std::min(quota, quota_in(root + path));
-  }
-  return quota;
+// CPUs' worth of time that `quota` in each `period` is, or infinity where that is no limit: "max",
+// -1, or no numbers.
+double cpus(const std::string& quota, const std::string& period) {
+  const double q = number(quota);
+  const double p = number(period);
+  return q > 0 && p > 0 ? q / p : INFINITY;
+}
+
+// The quota of one control group, in either version's files.
+double quota_in(const std::string& folder) {
+  std::istringstream v2(first_line(folder + "/cpu.max"));
+  std::string quota;
+  std::string period;
+  v2 >> quota >> period;
+  return std::min(cpus(quota, period), cpus(first_line(folder + "/cpu.cfs_quota_us"),
+                                            first_line(folder + "/cpu.cfs_period_us")));
+}
+
+// Whether a line of /proc/self/cgroup is of version 2 (which names no controllers) or of version
+// 1's controller of CPU time, and not of cpuset or cpuacct.
+bool limits_cpu_time(const std::string& controllers) {
+  return controllers.empty() || ("," + controllers + ",").find(",cpu,") != std::string::npos;
 }
 
 }  // namespace
@@ -65,7 +66,30 @@ std::vector<std::string> available_isas() {
   return isas;
 }
 
-int usable_threads() {
+double cgroup_quota(const std::string& root) {
+  const std::string mount = root + "/sys/fs/cgroup";
+  // Version 2, version 1, and version 2 beside version 1.
+  const std::string hierarchies[] = {mount, mount + "/cpu", mount + "/unified"};
+  double quota = INFINITY;
+  // In a container the mounted root often is the container's own group.
+  for (const std::string& hierarchy : hierarchies) quota = std::min(quota, quota_in(hierarchy));
+  std::ifstream groups(root + "/proc/self/cgroup");
+  for (std::string line; std::getline(groups, line);) {
+    const size_t first = line.find(':');
+    const size_t second = first == std::string::npos ? first : line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    if (!limits_cpu_time(line.substr(first + 1, second - first - 1))) continue;
+    std::string path = line.substr(second + 1);
+    while (path.size() > 1 && path.front() == '/') {
+      for (const std::string& hierarchy : hierarchies)
+        quota = std::min(quota, quota_in(hierarchy + path));
+      path.resize(path.find_last_of('/'));
+    }
+  }
+  return quota;
+}
+
+int usable_threads(const std::string& root) {
   cpu_set_t set;
   CPU_ZERO(&set);
   if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
@@ -73,12 +97,12 @@ int usable_threads() {
   std::set<std::string> cores;
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (!CPU_ISSET(static_cast<size_t>(cpu), &set)) continue;
-    const std::string name = std::to_string(cpu);
+    const std::string name = "cpu" + std::to_string(cpu);
     const std::string siblings =
-        first_line("/sys/devices/system/cpu/cpu" + name + "/topology/thread_siblings_list");
-    cores.insert(siblings.empty() ? "cpu" + name : siblings);
+        first_line(root + "/sys/devices/system/cpu/" + name + "/topology/thread_siblings_list");
+    cores.insert(siblings.empty() ? name : siblings);
   }
-  const double quota = std::ceil(cgroup_quota());
+  const double quota = std::ceil(cgroup_quota(root));
   const double threads = std::min(static_cast<double>(cores.size()), quota);
   return std::max(1, static_cast<int>(threads));
 }

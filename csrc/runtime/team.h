@@ -18,7 +18,7 @@ class Team {
 
   int size() const { return num_threads_; }
 
-  // Waits for all threads. Spins for some tens of microseconds, then sleeps.
+  // Waits for all threads. Spins for some tens of microseconds, yields to others, then sleeps.
   void sync(int thread);
 
   // Calls fn(i) once for each i in [0, n), each on some thread. A thread takes from its own share

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -37,6 +38,14 @@ def test_a_restricted_affinity_restricts_the_threads() -> None:
     code = f"import os; os.sched_setaffinity(0, {{{cpu}}}); "
     code += "from fuserve.kernels.machine import num_threads; print(num_threads())"
     assert run_python(code) == "1"
+
+
+@pytest.mark.skipif(shutil.which("taskset") is None, reason="needs taskset")
+def test_taskset_restricts_the_threads() -> None:
+    cpu = min(os.sched_getaffinity(0))
+    code = "from fuserve.kernels.machine import num_threads; print(num_threads())"
+    command = ["taskset", "-c", str(cpu), sys.executable, "-c", code]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout == "1\n"
 
 
 def test_an_idle_pool_uses_no_cpu() -> None:
@@ -74,3 +83,15 @@ def test_an_absurd_number_of_threads_is_refused(count: int) -> None:
 
 def test_more_threads_than_processors_still_finish() -> None:
     assert ThreadPool(5).barrier_seconds(50) > 0
+
+
+def test_two_processes_that_share_the_processors_both_finish() -> None:
+    code = "from fuserve._native import ThreadPool; print(ThreadPool(2).barrier_seconds(2000))"
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) for _ in range(2)
+    ]
+    try:
+        assert all(float(process.communicate(timeout=30)[0]) > 0 for process in both)
+    finally:
+        for process in both:
+            process.kill()

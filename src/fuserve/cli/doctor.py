@@ -82,27 +82,14 @@ def cores() -> dict[str, Any]:
     """Processors: in the machine, allowed by affinity, granted by the cgroup, and real cores."""
     import psutil
 
+    from fuserve.kernels.machine import cgroup_quota
+
     return {
         "logical": os.cpu_count(),
         "physical": psutil.cpu_count(logical=False),
         "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "cgroup_quota": cgroup_quota(Path("/sys/fs/cgroup")),
+        "cgroup_quota": cgroup_quota(),
     }
-
-
-def cgroup_quota(root: Path) -> float | None:
-    """Processors granted by the control group mounted at ``root``; None without a limit."""
-    try:
-        quota, period = (root / "cpu.max").read_text().split()  # version 2
-    except (OSError, ValueError):
-        try:
-            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return None
-    if quota in ("max", "-1"):
-        return None
-    return int(quota) / int(period)
 
 
 def _memory_bytes() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from functools import cache
@@ -44,6 +45,12 @@ def num_threads(requested: int | None = None) -> int:
     if not 1 <= requested <= 1024:
         raise InvalidRequestError(f"the number of threads must be 1 to 1024, got {requested}")
     return requested
+
+
+def cgroup_quota() -> float | None:
+    """CPUs' worth of time that the control groups leave this process; None without a limit."""
+    quota = float(_native.cgroup_quota())
+    return quota if math.isfinite(quota) else None
 
 
 @cache
