@@ -164,7 +164,7 @@ RANDOM_WEIGHTS_NOTE = (
     r"\* 1.07 B parameters with random weights. Where a file is named, both engines read the same "
     "one; the fp32 rows draw their weights at every start (transformers also for SmolLM2), which "
     "their start times include. OpenVINO GenAI's weights are random for SmolLM2 too, in groups of "
-    "32 (INT4) or one scale per channel (INT8); it keeps its default 8-bit KV cache."
+    "32 (INT4) or one scale per channel (INT8); it keeps its default KV cache."
 )
 
 
