@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fuserve import _native
 from fuserve._native import KVCache
+from fuserve.kernels.cache import BLOCK_SIZE_TOKENS, CacheType
 from fuserve.kernels.machine import selected_isa
 
 from .measure import Call, Ceilings, Effort, Row, in_turns, num_copies, roofline_row
@@ -30,16 +31,16 @@ def measure_attention(effort: Effort, quick: bool) -> Iterator[Row]:
     ceilings = Ceilings.measure(1)
     models = list(MODELS.items())[-1:] if quick else MODELS.items()
     for model, heads in models:
-        for half in (True,) if quick else (False, True):
-            yield _measure(model, heads, half, 0, PREFILL_TOKENS, ceilings, effort)
+        for kind in (CacheType.F16,) if quick else CacheType:
+            yield _measure(model, heads, kind, 0, PREFILL_TOKENS, ceilings, effort)
             for context in CONTEXTS:
-                yield _measure(model, heads, half, context - 1, 1, ceilings, effort)
+                yield _measure(model, heads, kind, context - 1, 1, ceilings, effort)
 
 
 def _measure(
     model: str,
     heads: tuple[int, int],
-    half: bool,
+    kind: CacheType,
     first: int,
     tokens: int,
     ceilings: Ceilings,
@@ -48,18 +49,18 @@ def _measure(
     """``tokens`` queries from position ``first`` on, over all keys up to their own."""
     num_heads, num_kv_heads = heads
     context = first + tokens
-    cache_bytes = 2 * context * num_kv_heads * HEAD_DIM * (2 if half else 4)
+    cache_bytes = kind.block_bytes(1, num_kv_heads, HEAD_DIM) * context // BLOCK_SIZE_TOKENS
     copies = num_copies(cache_bytes)
     rng = np.random.default_rng(context)
     q = rng.standard_normal((tokens, num_heads, HEAD_DIM), np.float32)
     k, v = (rng.standard_normal((context, num_kv_heads, HEAD_DIM), np.float32) for _ in range(2))
-    ours = _our_attention(q, k, v, half, first, copies)
+    ours = _our_attention(q, k, v, kind, first, copies)
     calls = {"fuserve": (ours, copies)}
-    for name, peer in attention_peers(q, k, v, half=half, copies=copies).items():
+    for name, peer in attention_peers(q, k, v, half=kind != CacheType.F32, copies=copies).items():
         calls[name] = (peer, copies)
     pairs = tokens * (first + first + tokens + 1) // 2  # of a query and a key it sees
     return roofline_row(
-        f"attention {'f16' if half else 'f32'} cache, 1 thread",
+        f"attention {kind.name.lower()} cache, 1 thread",
         model,
         f"prefill {tokens}" if tokens > 1 else f"decode at {context}",
         in_turns(calls, effort),
@@ -71,11 +72,11 @@ def _measure(
     )
 
 
-def _our_attention(q: Floats, k: Floats, v: Floats, half: bool, first: int, copies: int) -> Call:
+def _our_attention(q: Floats, k: Floats, v: Floats, kind: CacheType, first: int, copies: int) -> Call:
     """A copy is a layer of the cache."""
     isa, (tokens, num_heads, head_dim) = selected_isa(), q.shape
     num_blocks = -(-len(k) // _native.BLOCK_TOKENS)
-    cache = KVCache(copies, num_blocks, k.shape[1], head_dim, half)
+    cache = KVCache(copies, num_blocks, k.shape[1], head_dim, int(kind))
     cache.fill(COMMITTED)
     table = np.random.default_rng(0).permutation(num_blocks).astype(np.int32)
     new_k, new_v = np.ascontiguousarray(k[first:]), np.ascontiguousarray(v[first:])

@@ -5,29 +5,62 @@
 
 namespace fuserve::FUSERVE_ISA {
 
-// row: [padded_head_dim]
-inline void append_key(const KVCache& cache, int layer, int block, int kv_head, int slot,
-                       const float* row) {
-  const size_t at = cache.k_offset(layer, block, kv_head) + static_cast<size_t>(slot);
-  for (int d = 0; d < cache.padded_head_dim; ++d) {
-    const size_t i = at + static_cast<size_t>(d) * kBlockTokens;
-    if (cache.half)
-      static_cast<Half*>(cache.data)[i] = to_half(row[d]);
-    else
-      static_cast<float*>(cache.data)[i] = row[d];
+// Scale of int8 values that stand for a row; NaN where the row holds a NaN or an infinity, so that
+// it reaches what is computed from it.  row: [padded_head_dim]
+inline float int8_scale(const float* row, int padded) {
+  F32x16 largest = zero(), poison = zero();
+  for (int d = 0; d < padded; d += 16) {
+    const F32x16 x = load16(row + d);
+    largest = max(largest, abs(x));
+    poison = fma(x, zero(), poison);
+  }
+  return reduce_max(largest) * (1.0F / 127.0F) + reduce_add(poison);
+}
+
+inline void store_row(float* out, const float* row, int padded, float) {
+  std::copy_n(row, padded, out);
+}
+inline void store_row(Half* out, const float* row, int padded, float) {
+  for (int d = 0; d < padded; d += 16) store16(out + d, load16(row + d));
+}
+inline void store_row(std::int8_t* out, const float* row, int padded, float scale) {
+  const F32x16 inverse = set1(scale > 0.0F ? 1.0F / scale : 0.0F);
+  for (int d = 0; d < padded; d += 16) store_i8(out + d, to_int(mul(load16(row + d), inverse)));
+}
+
+// The largest head that is transposed on the stack, a piece at a time.
+inline constexpr int kAppendPiece = 128;
+
+template <class T>
+void append_typed(const KVCache& cache, int layer, int block, int kv_head, int slot,
+                  const float* row, bool is_value) {
+  const CachedHead<T> head(cache, layer, block, kv_head);
+  const int padded = cache.padded_head_dim;
+  float scale = 0.0F;
+  if constexpr (std::is_same_v<T, std::int8_t>) {
+    scale = int8_scale(row, padded);
+    (is_value ? head.value_scales : head.key_scales)[slot] = scale;
+  }
+  if (is_value) return store_row(head.values + slot * padded, row, padded, scale);
+  T piece[kAppendPiece];
+  for (int first = 0; first < padded; first += kAppendPiece) {
+    const int count = std::min(kAppendPiece, padded - first);
+    store_row(piece, row + first, count, scale);
+    T* out = head.keys + first * kBlockTokens + slot;
+    for (int d = 0; d < count; ++d) out[d * kBlockTokens] = piece[d];
   }
 }
 
-inline void append_value(const KVCache& cache, int layer, int block, int kv_head, int slot,
-                         const float* row) {
-  const size_t at = cache.v_offset(layer, block, kv_head) +
-                    static_cast<size_t>(slot) * static_cast<size_t>(cache.padded_head_dim);
-  for (int d = 0; d < cache.padded_head_dim; d += 16) {
-    const size_t i = at + static_cast<size_t>(d);
-    if (cache.half)
-      store16(static_cast<Half*>(cache.data) + i, load16(row + d));
-    else
-      store16(static_cast<float*>(cache.data) + i, load16(row + d));
+// row: [padded_head_dim]
+inline void append(const KVCache& cache, int layer, int block, int kv_head, int slot,
+                   const float* row, bool is_value) {
+  switch (cache.type) {
+    case CacheType::f32:
+      return append_typed<float>(cache, layer, block, kv_head, slot, row, is_value);
+    case CacheType::f16:
+      return append_typed<Half>(cache, layer, block, kv_head, slot, row, is_value);
+    case CacheType::i8:
+      return append_typed<std::int8_t>(cache, layer, block, kv_head, slot, row, is_value);
   }
 }
 

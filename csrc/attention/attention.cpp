@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 namespace fuserve::FUSERVE_ISA {
 namespace {
@@ -31,19 +32,35 @@ void for_row_tiles(int rows, F&& f) {
   }
 }
 
-// scores[r][H * 16] = queries[r] . keys for H * 16 tokens of a block. `next` is fetched from memory
-// meanwhile, `next_step` bytes with each feature.
+// Calls turn(i) for i in [0, count). With each call, as many bytes are fetched from `next` as a
+// turn reads, so evenly that no two lines follow each other closely: only so many can be on their
+// way to a core, and prefetches that find no room stall it. Null fetches nothing.
+template <std::ptrdiff_t Bytes, class F>
+void in_turns(int count, const char* next, F&& turn) {
+  constexpr int kUnrolled = 4;
+  int i = 0;
+  for (; i + kUnrolled <= count; i += kUnrolled) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kUnrolled; ++j) {
+      if (next != nullptr && j * Bytes % 64 == 0)
+        for (std::ptrdiff_t line = 0; line < Bytes; line += 64) prefetch(next + j * Bytes + line);
+      turn(i + j);
+    }
+    if (next != nullptr) next += kUnrolled * Bytes;
+  }
+  for (; i < count; ++i) turn(i);
+}
+
+// scores[r][H * 16] = queries[r] . keys for H * 16 tokens of a block.
 template <int R, int H, class T>
 void score_kernel(const float* queries, int head_dim, int padded, const T* keys, const char* next,
-                  std::ptrdiff_t next_step, float* scores) {
+                  float* scores) {
   F32x16 acc[R][H];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int h = 0; h < H; ++h) acc[r][h] = zero();
-  for (int d = 0; d < head_dim; ++d) {
-    for (std::ptrdiff_t line = 0; line < next_step; line += 64) prefetch(next + line);
-    next += next_step;
+  in_turns<16 * H * sizeof(T)>(head_dim, next, [&](int d) {
     F32x16 k[H];
 #pragma GCC unroll 2
     for (int h = 0; h < H; ++h) k[h] = load16(keys + d * kBlockTokens + 16 * h);
@@ -53,7 +70,7 @@ void score_kernel(const float* queries, int head_dim, int padded, const T* keys,
 #pragma GCC unroll 2
       for (int h = 0; h < H; ++h) acc[r][h] = fma(k[h], q, acc[r][h]);
     }
-  }
+  });
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
@@ -63,14 +80,14 @@ void score_kernel(const float* queries, int head_dim, int padded, const T* keys,
 // values[r][H * 16] = values * decay[r] + weights[r] . V for H * 16 features.
 template <int R, int H, class T>
 void value_kernel(const float* weights, const float* decay, int tokens, const T* v, int padded,
-                  float* values) {
+                  const char* next, float* values) {
   F32x16 acc[R][H];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
     for (int h = 0; h < H; ++h)
       acc[r][h] = mul(load16(values + r * padded + 16 * h), set1(decay[r]));
-  for (int j = 0; j < tokens; ++j) {
+  in_turns<16 * H * sizeof(T)>(tokens, next, [&](int j) {
     F32x16 x[H];
 #pragma GCC unroll 2
     for (int h = 0; h < H; ++h) x[h] = load16(v + j * padded + 16 * h);
@@ -80,7 +97,7 @@ void value_kernel(const float* weights, const float* decay, int tokens, const T*
 #pragma GCC unroll 2
       for (int h = 0; h < H; ++h) acc[r][h] = fma(x[h], w, acc[r][h]);
     }
-  }
+  });
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
@@ -133,6 +150,17 @@ void modify_row(const AttentionShape& shape, int head, int distance, float* scor
   }
 }
 
+void scale_by(float* row, const float* scales) {
+  for (int i = 0; i < kBlockTokens; i += 16)
+    store16(row + i, mul(load16(row + i), load16(scales + i)));
+}
+
+// Blocks [first, last] of a sequence.
+struct BlockSpan {
+  int first;
+  int last;
+};
+
 struct Workspace {
   float* queries;  // [rows][padded]
   float* scores;   // [rows][32]
@@ -154,85 +182,129 @@ Workspace workspace(int rows, int padded, Scratch& scratch) {
 }
 
 template <class T>
-const float* widened(const T* source, size_t count, float* out) {
+void widen(const T* source, size_t count, float* out) {
   for (size_t i = 0; i < count; i += 16) store16(out + i, load16(source + i));
-  return out;
 }
 
+// One KV head of one block as a task sees it.
 template <class T>
-void attend_block(const AttentionShape& shape, const AttentionTask& task, int first_key,
-                  const T* keys, const T* values, const char* next, std::ptrdiff_t next_step,
+struct BlockView {
+  const T* keys;
+  const T* values;
+  const float* key_scales;    // null: none
+  const float* value_scales;  // null: none
+  int kv_head;
+  int first_key;               // the position of the block's first token
+  const char* next = nullptr;  // the head that comes next from memory; null: nothing is fetched
+};
+
+template <class T>
+void attend_block(const AttentionShape& shape, const AttentionTask& task, const BlockView<T>& block,
                   const float* queries, const Workspace& w, const SoftmaxState& state) {
   const int padded = shape.padded_head_dim(), rows = task_rows(shape, task);
   const int heads = shape.heads_per_kv();
+  // Each pass over a part of K or V fetches as large a part of the next one's.
+  const auto next_part = [&](int row, std::ptrdiff_t element) {
+    return block.next == nullptr || row > 0
+               ? nullptr
+               : block.next + element * static_cast<std::ptrdiff_t>(sizeof(T));
+  };
+  constexpr int kTokens = 16 * kTilesAtOnce;
   for_row_tiles(rows, [&]<int R>(int row) {
-    for (int token = 0; token < kBlockTokens; token += 16 * kTilesAtOnce) {
-      score_kernel<R, kTilesAtOnce>(queries + row * padded, shape.head_dim, padded, keys + token,
-                                    next, next_step, w.scores + row * kBlockTokens + token);
-      next_step = 0;
-    }
+    for (int token = 0; token < kBlockTokens; token += kTokens)
+      score_kernel<R, kTilesAtOnce>(queries + row * padded, shape.head_dim, padded,
+                                    block.keys + token, next_part(row, token * padded),
+                                    w.scores + row * kBlockTokens + token);
   });
   const bool modified = shape.softcap > 0.0F || shape.alibi_slopes != nullptr;
   for (int row = 0; row < rows; ++row) {
     const int position = task.first_position + row / heads;
     float* scores = w.scores + row * kBlockTokens;
+    if (block.key_scales != nullptr) scale_by(scores, block.key_scales);
     if (modified)
-      modify_row(shape, task.kv_head * heads + row % heads, position - first_key, scores);
-    const Mask mask{task.window > 0 ? position - task.window + 1 - first_key : 0,
-                    position + 1 - first_key};
+      modify_row(shape, block.kv_head * heads + row % heads, position - block.first_key, scores);
+    const Mask mask{task.window > 0 ? position - task.window + 1 - block.first_key : 0,
+                    position + 1 - block.first_key};
     w.decay[row] = softmax_row(scores, mask, state.largest[row], state.sums + 16 * row);
+    if (block.value_scales != nullptr) scale_by(scores, block.value_scales);
   }
   // Values past the task's last key are never read: they may be another request's remains.
-  const int tokens = std::min(kBlockTokens, task.last_key() + 1 - first_key);
+  const int tokens = std::min(kBlockTokens, task.last_key() + 1 - block.first_key);
   for_row_tiles(rows, [&]<int R>(int row) {
     const float* weights = w.scores + row * kBlockTokens;
     float* out = state.values + row * padded;
+    const auto run = [&]<int H>(int d) {
+      value_kernel<R, H>(weights, w.decay + row, tokens, block.values + d, padded,
+                         next_part(row, (padded + d) * kBlockTokens), out + d);
+    };
     int d = 0;
     for (; d + 16 * kTilesAtOnce <= padded; d += 16 * kTilesAtOnce)
-      value_kernel<R, kTilesAtOnce>(weights, w.decay + row, tokens, values + d, padded, out + d);
-    for (; d < padded; d += 16)
-      value_kernel<R, 1>(weights, w.decay + row, tokens, values + d, padded, out + d);
+      run.template operator()<kTilesAtOnce>(d);
+    for (; d < padded; d += 16) run.template operator()<1>(d);
   });
+}
+
+// A token's queries go at the pace of memory: every head of a block, then the next block, which is
+// one stream through the cache, fetched ahead.
+template <class T>
+void attend_few_rows(const AttentionShape& shape, const KVCache& cache, const AttentionTask& task,
+                     BlockSpan span, SoftmaxStates states, const Workspace& w) {
+  const int row_floats = shape.heads_per_kv() * shape.padded_head_dim();
+  const int count = (span.last + 1 - span.first) * task.num_kv_heads;
+  const auto block_of = [&](int i) { return span.first + i / task.num_kv_heads; };
+  const auto kv_head_of = [&](int i) { return task.first_kv_head + i % task.num_kv_heads; };
+  for (int i = 0; i < count; ++i) {
+    const int ahead = std::min(i + 1, count - 1);
+    const CachedHead<T> head(cache, task.layer, task.block_table[block_of(i)], kv_head_of(i));
+    BlockView<T> view{head.keys,         head.values,   head.key_scales,
+                      head.value_scales, kv_head_of(i), block_of(i) * kBlockTokens};
+    view.next = reinterpret_cast<const char*>(
+        cache.head(task.layer, task.block_table[block_of(ahead)], kv_head_of(ahead)));
+    const int h = i % task.num_kv_heads;
+    attend_block<T>(shape, task, view, task.queries + h * row_floats, w, states.of(h));
+  }
+}
+
+// Many rows go at the pace of arithmetic: head by head, widened once for all rows.
+template <class T>
+void attend_many_rows(const AttentionShape& shape, const KVCache& cache, const AttentionTask& task,
+                      BlockSpan span, SoftmaxStates states, const Workspace& w) {
+  const int row_floats = shape.heads_per_kv() * shape.padded_head_dim();
+  const size_t count = cache.head_elements();
+  for (int h = 0; h < task.num_kv_heads; ++h) {
+    for (int t = 0; t < task.tokens; ++t)
+      std::copy_n(task.queries + t * task.query_stride + h * row_floats, row_floats,
+                  w.queries + t * row_floats);
+    for (int block = span.first; block <= span.last; ++block) {
+      const int kv_head = task.first_kv_head + h;
+      const CachedHead<T> head(cache, task.layer, task.block_table[block], kv_head);
+      BlockView<float> view{
+          w.keys, w.values, head.key_scales, head.value_scales, kv_head, block * kBlockTokens};
+      if constexpr (std::is_same_v<T, float>) {
+        view.keys = head.keys;
+        view.values = head.values;
+      } else {
+        widen(head.keys, count, w.keys);
+        widen(head.values, count, w.values);
+      }
+      attend_block<float>(shape, task, view, w.queries, w, states.of(h));
+    }
+  }
 }
 
 template <class T>
 void attend_split_typed(const AttentionShape& shape, const KVCache& cache,
-                        const AttentionTask& task, int split, const SoftmaxState& state,
+                        const AttentionTask& task, int split, SoftmaxStates states,
                         Scratch& scratch) {
-  const int padded = shape.padded_head_dim(), rows = task_rows(shape, task);
-  const int heads = shape.heads_per_kv();
-  const Workspace w = workspace(rows, padded, scratch);
-  state.clear(rows, padded);
-  const float* queries = task.queries;
-  if (task.tokens > 1) {
-    for (int t = 0; t < task.tokens; ++t)
-      std::copy_n(task.queries + t * task.query_stride, heads * padded,
-                  w.queries + t * heads * padded);
-    queries = w.queries;
-  }
-  const int first = std::max(split * kSplitTokens, task.first_key());
-  const int last = std::min((split + 1) * kSplitTokens - 1, task.last_key());
-  const T* data = static_cast<const T*>(cache.data);
-  const size_t count = cache.head_elements();
-  const int last_block = last / kBlockTokens;
-  for (int block = first / kBlockTokens; block <= last_block; ++block) {
-    const T* keys = data + cache.k_offset(task.layer, task.block_table[block], task.kv_head);
-    const T* values = keys + count;
-    const int first_key = block * kBlockTokens;
-    if (rows <= kRowTile) {
-      // The pace is memory's: fetch the next block's keys and values, which lie together.
-      const int next = task.block_table[std::min(block + 1, last_block)];
-      const auto* fetched =
-          reinterpret_cast<const char*>(data + cache.k_offset(task.layer, next, task.kv_head));
-      constexpr std::ptrdiff_t kStep = 2 * kBlockTokens * sizeof(T);
-      attend_block(shape, task, first_key, keys, values, fetched, kStep, queries, w, state);
-    } else if constexpr (std::is_same_v<T, float>) {
-      attend_block(shape, task, first_key, keys, values, nullptr, 0, queries, w, state);
-    } else {
-      attend_block(shape, task, first_key, widened(keys, count, w.keys),
-                   widened(values, count, w.values), nullptr, 0, queries, w, state);
-    }
-  }
+  const int rows = task_rows(shape, task);
+  const Workspace w = workspace(rows, shape.padded_head_dim(), scratch);
+  for (int h = 0; h < task.num_kv_heads; ++h) states.of(h).clear(rows, shape.padded_head_dim());
+  const BlockSpan span{std::max(split * kSplitTokens, task.first_key()) / kBlockTokens,
+                       std::min((split + 1) * kSplitTokens - 1, task.last_key()) / kBlockTokens};
+  if (task.tokens == 1 && rows <= 2 * kRowTile)
+    attend_few_rows<T>(shape, cache, task, span, states, w);
+  else
+    attend_many_rows<T>(shape, cache, task, span, states, w);
 }
 
 }  // namespace
@@ -244,11 +316,15 @@ void SoftmaxState::clear(int rows, int padded_head_dim) const {
 }
 
 void attend_split(const AttentionShape& shape, const KVCache& cache, const AttentionTask& task,
-                  int split, const SoftmaxState& state, Scratch& scratch) {
-  if (cache.half)
-    attend_split_typed<Half>(shape, cache, task, split, state, scratch);
-  else
-    attend_split_typed<float>(shape, cache, task, split, state, scratch);
+                  int split, SoftmaxStates states, Scratch& scratch) {
+  switch (cache.type) {
+    case CacheType::f32:
+      return attend_split_typed<float>(shape, cache, task, split, states, scratch);
+    case CacheType::f16:
+      return attend_split_typed<Half>(shape, cache, task, split, states, scratch);
+    case CacheType::i8:
+      return attend_split_typed<std::int8_t>(shape, cache, task, split, states, scratch);
+  }
 }
 
 void merge_split(int rows, int padded_head_dim, const SoftmaxState& split,

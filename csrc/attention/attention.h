@@ -28,20 +28,33 @@ struct SoftmaxState {
   void clear(int rows, int padded_head_dim) const;
 };
 
-// Rows of a task: token by token, its heads within.
+// The states of a task's KV heads, one after the other.
+struct SoftmaxStates {
+  float* memory = nullptr;
+  int rows = 0;
+  int padded_head_dim = 0;
+
+  size_t floats() const { return SoftmaxState::floats(rows, padded_head_dim); }
+  SoftmaxState of(int head) const {
+    return SoftmaxState::in(memory + static_cast<size_t>(head) * floats(), rows, padded_head_dim);
+  }
+};
+
+// Rows of a task in each KV head: token by token, its heads within.
 inline int task_rows(const AttentionShape& shape, const AttentionTask& task) {
   return task.tokens * shape.heads_per_kv();
 }
 
-// Attends to the keys of one context split; `state` is overwritten.
+// Attends to the keys of one context split; `states` are overwritten.
 void attend_split(const AttentionShape& shape, const KVCache& cache, const AttentionTask& task,
-                  int split, const SoftmaxState& state, Scratch& scratch);
+                  int split, SoftmaxStates states, Scratch& scratch);
 
 // Adds a split's state to the total; splits are merged in ascending order.
 void merge_split(int rows, int padded_head_dim, const SoftmaxState& split,
                  const SoftmaxState& total);
 
-// Writes values / sum to out[token][head][head_dim], from the task's first token and head.
+// Writes values / sum of one KV head to out[token][head][head_dim], from the task's first token and
+// the KV head's first head.
 void finish_attention(const AttentionShape& shape, const AttentionTask& task,
                       const SoftmaxState& total, float* out, std::ptrdiff_t out_stride);
 

@@ -11,31 +11,61 @@ namespace fuserve {
 inline constexpr int kBlockTokens = 32;   // tokens of a KV-cache block
 inline constexpr int kSplitTokens = 512;  // tokens of a context split, a fixed place in every sum
 
-// The cache of all layers: for each layer, block and KV head its K, then its V.
+enum class CacheType : int { f32 = 0, f16 = 1, i8 = 2 };
+
+// The cache, block by block: for each layer and KV head the block's K, then its V.
 //   K [padded_head_dim][32]: transposed, so that scores need no horizontal sums
 //   V [32][padded_head_dim]
+//   i8 only: 32 scales of K's tokens, 32 of V's, in f32
+// All layers of a block lie together, so that a sequence's first token commits one block's memory
+// and not a page in every layer; its heads lie together, so that decoding reads long runs.
 struct KVCache {
-  void* data = nullptr;
-  bool half = false;
+  std::byte* data = nullptr;
+  CacheType type = CacheType::f32;
+  int num_layers = 0;
   int num_blocks = 0;
   int num_kv_heads = 0;
   int padded_head_dim = 0;
 
-  size_t head_elements() const {
+  size_t head_elements() const {  // of K, and of V
     return static_cast<size_t>(padded_head_dim) * static_cast<size_t>(kBlockTokens);
   }
-  size_t block_elements() const { return 2 * head_elements() * static_cast<size_t>(num_kv_heads); }
-  size_t layer_bytes() const {
-    return block_elements() * static_cast<size_t>(num_blocks) * (half ? 2 : 4);
+  size_t head_bytes() const {
+    const size_t scales = type == CacheType::i8 ? 2 * kBlockTokens * sizeof(float) : 0;
+    return 2 * head_elements() * element_bytes() + scales;
   }
-  size_t k_offset(int layer, int block, int kv_head) const {
-    return (static_cast<size_t>(layer) * static_cast<size_t>(num_blocks) +
-            static_cast<size_t>(block)) *
-               block_elements() +
-           2 * head_elements() * static_cast<size_t>(kv_head);
+  size_t block_bytes() const {
+    return head_bytes() * static_cast<size_t>(num_layers) * static_cast<size_t>(num_kv_heads);
   }
-  size_t v_offset(int layer, int block, int kv_head) const {
-    return k_offset(layer, block, kv_head) + head_elements();
+  size_t bytes() const { return block_bytes() * static_cast<size_t>(num_blocks); }
+  std::byte* head(int layer, int block, int kv_head) const {
+    const size_t index = (static_cast<size_t>(block) * static_cast<size_t>(num_layers) +
+                          static_cast<size_t>(layer)) *
+                             static_cast<size_t>(num_kv_heads) +
+                         static_cast<size_t>(kv_head);
+    return data + index * head_bytes();
+  }
+
+ private:
+  size_t element_bytes() const {
+    return type == CacheType::f32 ? 4 : type == CacheType::f16 ? 2 : 1;
+  }
+};
+
+// One head of a block as the kernels read it. Scales are null where values are stored as they are.
+template <class T>
+struct CachedHead {
+  T* keys = nullptr;              // [padded_head_dim][32]
+  T* values = nullptr;            // [32][padded_head_dim]
+  float* key_scales = nullptr;    // [32]
+  float* value_scales = nullptr;  // [32]
+
+  CachedHead(const KVCache& cache, int layer, int block, int kv_head)
+      : keys(reinterpret_cast<T*>(cache.head(layer, block, kv_head))),
+        values(keys + cache.head_elements()) {
+    if (cache.type != CacheType::i8) return;
+    key_scales = reinterpret_cast<float*>(values + cache.head_elements());
+    value_scales = key_scales + kBlockTokens;
   }
 };
 
@@ -50,15 +80,16 @@ struct AttentionShape {
   int heads_per_kv() const { return num_heads / num_kv_heads; }
 };
 
-// The queries of one sequence's consecutive tokens for the heads that share one KV head.
+// The queries of one sequence's consecutive tokens for the heads of some KV heads.
 struct AttentionTask {
   int layer = 0;
-  int kv_head = 0;
+  int first_kv_head = 0;
+  int num_kv_heads = 1;
   int window = 0;  // keys a query sees, itself included; 0: all
   int first_position = 0;
   int tokens = 0;
   const std::int32_t* block_table = nullptr;
-  const float* queries = nullptr;  // of the first token and head, scaled; [token][head][padded dim]
+  const float* queries = nullptr;   // of the first token and head, scaled; [token][head][padded]
   std::ptrdiff_t query_stride = 0;  // floats between tokens
 
   int first_key() const {

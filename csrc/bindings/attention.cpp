@@ -16,21 +16,22 @@ void bind_attention(nb::module_& m) {
       .def(
           "__init__",
           [](CacheHandle* self, int num_layers, int num_blocks, int num_kv_heads, int head_dim,
-             bool half) {
+             int type) {
             require(num_layers > 0 && num_blocks > 0 && num_kv_heads > 0 && head_dim > 0,
                     "layers, blocks, heads and head_dim must be positive");
+            require(type >= 0 && type <= static_cast<int>(CacheType::i8), "unknown cache type");
             KVCache cache;
-            cache.half = half;
+            cache.type = static_cast<CacheType>(type);
+            cache.num_layers = num_layers;
             cache.num_blocks = num_blocks;
             cache.num_kv_heads = num_kv_heads;
             cache.padded_head_dim = round_up(head_dim, kTileRows);
-            // Small pages: a sequence's first token must not commit 2 MB in every layer.
-            Buffer memory(cache.layer_bytes() * static_cast<size_t>(num_layers), Pages::small);
-            cache.data = memory.as<void>();
-            new (self) CacheHandle{std::move(memory), cache, num_layers};
+            Buffer memory(cache.bytes());
+            cache.data = memory.as<std::byte>();
+            new (self) CacheHandle{std::move(memory), cache};
           },
           nb::arg("num_layers"), nb::arg("num_blocks"), nb::arg("num_kv_heads"),
-          nb::arg("head_dim"), nb::arg("half"))
+          nb::arg("head_dim"), nb::arg("type"))
       .def_prop_ro("bytes", [](const CacheHandle& self) { return self.memory.bytes(); })
       .def(
           "fill",
@@ -53,7 +54,7 @@ void bind_attention(nb::module_& m) {
         const auto padded = static_cast<size_t>(shape.padded_head_dim());
         const size_t tokens = queries.shape(0);
         require(tokens > 0 && first_position >= 0 && window >= 0 && layer >= 0 &&
-                    layer < cache.num_layers,
+                    layer < cache.cache.num_layers,
                 "layer, first_position or window is out of range");
         require(shape.num_kv_heads == cache.cache.num_kv_heads &&
                     static_cast<int>(padded) == cache.cache.padded_head_dim &&

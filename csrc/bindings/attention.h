@@ -10,7 +10,6 @@ namespace fuserve::bindings {
 struct CacheHandle {
   Buffer memory;
   KVCache cache;
-  int num_layers = 0;
 };
 
 }  // namespace fuserve::bindings

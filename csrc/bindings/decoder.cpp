@@ -175,7 +175,7 @@ void bind_decoder(nb::module_& m) {
                read_model(*self, model);
                require(kv.cache.num_kv_heads == self->model.attention.num_kv_heads &&
                            kv.cache.padded_head_dim == self->model.attention.padded_head_dim() &&
-                           kv.num_layers == static_cast<int>(self->model.layers.size()),
+                           kv.cache.num_layers == static_cast<int>(self->model.layers.size()),
                        "the cache does not fit the model");
                self->owners.push_back(cache);
                self->num_blocks = kv.cache.num_blocks;

@@ -181,8 +181,7 @@ void FusedDecoder::finish_head(Lane& lane, int layer, int head, int token, float
   const int position = step.positions[token], slot = position % kBlockTokens;
   const int sequence = sequence_of_[static_cast<size_t>(token)];
   const int block = step.block_tables[sequence * step.table_width + position / kBlockTokens];
-  is_value ? append_value(cache_, layer, block, kv_head, slot, row)
-           : append_key(cache_, layer, block, kv_head, slot, row);
+  append(cache_, layer, block, kv_head, slot, row, is_value);
 }
 
 void FusedDecoder::project(Lane& lane, const PackedLinear& w, const Rows& input, bool to_branch) {

@@ -1,6 +1,7 @@
 // The decoder stack as phases between barriers; each method is one phase, run by all threads.
 #pragma once
 
+#include "attention/attention.h"
 #include "decoder/decoder.h"
 #include "decoder/workspace.h"
 
@@ -21,8 +22,23 @@ class FusedDecoder final : public Decoder {
     ThreadMemory& memory;
   };
 
+  // Consecutive tokens of one sequence.
+  struct AttentionRange {
+    int sequence;
+    int first_token;  // in the step
+    int tokens;
+  };
+  // A range and some KV heads, with all splits of the context or one of a long sequence's.
+  struct AttentionUnit {
+    AttentionRange range;
+    int split;  // index among the splits of all long sequences; negative: all of them
+    int first_kv_head;
+    int num_kv_heads;
+  };
+
   void run(Lane& lane);
   void plan_attention(const Step& step, int num_threads);
+  void plan_units(int singles, int num_threads);
 
   void embed(Lane& lane);
   void attention_half(Lane& lane, int layer);
@@ -37,6 +53,14 @@ class FusedDecoder final : public Decoder {
   void query_key_value(Lane& lane, int layer, const Rows& input);
   void finish_head(Lane& lane, int layer, int head, int token, float* row);
   void attend(Lane& lane, int layer);
+  void attend_whole(Lane& lane, int layer, const AttentionUnit& unit);
+  void attend_one_split(Lane& lane, int layer, const AttentionUnit& unit);
+  void merge_splits(Lane& lane, int layer, int sequence, int kv_head);
+  void finish(const AttentionRange& range, int kv_head, const AttentionTask& task,
+              const SoftmaxState& total) const;
+  SoftmaxStates states_of(int split);
+  AttentionTask task_of(int layer, int first_kv_head, int num_kv_heads, const AttentionRange& range,
+                        const Step& step) const;
   // x W^T added to hidden, or written to `branch` when a norm comes between.
   void project(Lane& lane, const PackedLinear& w, const Rows& input, bool to_branch);
   void gate_up(Lane& lane, const LayerWeights& weights, const Rows& input);
@@ -48,19 +72,12 @@ class FusedDecoder final : public Decoder {
     return work_.hidden + static_cast<std::ptrdiff_t>(token) * model_.hidden_size;
   }
 
-  struct AttentionRange {
-    int sequence;
-    int first_token;  // in the step
-    int tokens;
-  };
-  AttentionTask task_of(int layer, int kv_head, const AttentionRange& range,
-                        const Step& step) const;
-
   DecoderModel model_;
   KVCache cache_;
   Workspace work_;
   std::vector<AttentionRange> ranges_;  // query tiles attended to whole
   std::vector<AttentionRange> long_;    // single tokens with long contexts, attended to in splits
+  std::vector<AttentionUnit> units_;
   std::vector<float> split_states_;
   int max_splits_ = 0;
   std::vector<int> sequence_of_;  // [tokens]

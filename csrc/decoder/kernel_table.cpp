@@ -63,32 +63,30 @@ void normalize_rows(const Norm& norm, const float* x, int rows, int size, float*
 
 void attention(const AttentionShape& shape, const KVCache& cache, AttentionTask task,
                const float* keys, const float* values, float* out) {
-  const int padded = shape.padded_head_dim(), heads = shape.heads_per_kv();
+  const int padded = shape.padded_head_dim();
   for (int t = 0; t < task.tokens; ++t)
     for (int head = 0; head < shape.num_kv_heads; ++head) {
       const int position = task.first_position + t;
       const int block = task.block_table[position / kBlockTokens];
       const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(t * shape.num_kv_heads + head) * padded;
-      append_key(cache, task.layer, block, head, position % kBlockTokens, keys + at);
-      append_value(cache, task.layer, block, head, position % kBlockTokens, values + at);
+      append(cache, task.layer, block, head, position % kBlockTokens, keys + at, false);
+      append(cache, task.layer, block, head, position % kBlockTokens, values + at, true);
     }
-  Scratch scratch, states;
-  const int rows = task_rows(shape, task);
-  const size_t floats = SoftmaxState::floats(rows, padded);
-  auto* memory = states.get<float>(2 * floats);
-  const SoftmaxState total = SoftmaxState::in(memory, rows, padded);
-  const SoftmaxState part = SoftmaxState::in(memory + floats, rows, padded);
-  const float* queries = task.queries;
-  for (task.kv_head = 0; task.kv_head < shape.num_kv_heads; ++task.kv_head) {
-    task.queries = queries + task.kv_head * heads * padded;
-    total.clear(rows, padded);
-    for (int split = task.first_split(); split < task.end_split(); ++split) {
-      attend_split(shape, cache, task, split, part, scratch);
-      merge_split(rows, padded, part, total);
-    }
-    finish_attention(shape, task, total, out + task.kv_head * heads * shape.head_dim,
-                     shape.num_heads * shape.head_dim);
+  Scratch scratch, memory;
+  const int rows = task_rows(shape, task), heads = shape.num_kv_heads;
+  const size_t floats = static_cast<size_t>(heads) * SoftmaxState::floats(rows, padded);
+  const SoftmaxStates total{memory.get<float>(2 * floats), rows, padded};
+  const SoftmaxStates part{total.memory + floats, rows, padded};
+  task.first_kv_head = 0;
+  task.num_kv_heads = heads;
+  for (int h = 0; h < heads; ++h) total.of(h).clear(rows, padded);
+  for (int split = task.first_split(); split < task.end_split(); ++split) {
+    attend_split(shape, cache, task, split, part, scratch);
+    for (int h = 0; h < heads; ++h) merge_split(rows, padded, part.of(h), total.of(h));
   }
+  for (int h = 0; h < heads; ++h)
+    finish_attention(shape, task, total.of(h), out + h * shape.heads_per_kv() * shape.head_dim,
+                     shape.num_heads * shape.head_dim);
 }
 
 std::unique_ptr<Decoder> make_decoder(DecoderModel model, const KVCache& cache) {

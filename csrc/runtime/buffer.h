@@ -9,14 +9,12 @@
 
 namespace fuserve {
 
-enum class Pages { small, huge };
-
-// Zeroed anonymous pages, committed when first touched. Huge pages cost fewer address translations
-// but are zeroed 2 MB at a time.
+// Zeroed anonymous pages, committed when first touched, 2 MB at a time where the system has huge
+// pages: reading long streams through small ones costs an address translation every 4 KB.
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t bytes, Pages pages = Pages::huge) : bytes_(bytes) {
+  explicit Buffer(size_t bytes) : bytes_(bytes) {
     if (bytes == 0) return;
     data_ = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -24,7 +22,7 @@ class Buffer {
       data_ = nullptr;
       throw std::bad_alloc();
     }
-    if (pages == Pages::huge) madvise(data_, bytes, MADV_HUGEPAGE);
+    madvise(data_, bytes, MADV_HUGEPAGE);
   }
   Buffer(Buffer&& other) noexcept
       : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}

@@ -34,6 +34,10 @@ inline F32x16 load16(const BFloat* p) {
   const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
 }
+inline F32x16 load16(const std::int8_t* p) {
+  const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x))};
+}
 inline void store16(float* p, F32x16 a) { _mm512_storeu_ps(p, a.v); }
 inline void store16(Half* p, F32x16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
@@ -107,7 +111,7 @@ inline void store_i8(std::int8_t* p, I32x16 a) {
 }
 
 // Into the second-level cache.
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 inline __m512i broadcast4(const std::int8_t* p) {
   std::int32_t x;

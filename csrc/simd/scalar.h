@@ -42,6 +42,9 @@ inline F32x16 load16(const Half* p) {
 inline F32x16 load16(const BFloat* p) {
   return each([&](int i) { return to_float(p[i]); });
 }
+inline F32x16 load16(const std::int8_t* p) {
+  return each([&](int i) { return static_cast<float>(p[i]); });
+}
 inline void store16(float* p, F32x16 a) { std::memcpy(p, a.v, sizeof a.v); }
 inline void store16(Half* p, F32x16 a) {
   for (int i = 0; i < 16; ++i) p[i] = to_half(a.v[i]);

@@ -40,7 +40,7 @@ class LLM:
         symmetric: int4 without zero points.
         quantize_embeddings: quantize embedding and head too.
         activations: "int8" or "float"; "auto" is int8 where weights are quantized.
-        kv_cache_dtype: "float32" or "float16"; "auto" follows the weights.
+        kv_cache_dtype: "float32", "float16" or "int8"; "auto" follows the weights.
         max_model_len: tokens of the longest sequence; None takes the model's, limited by memory.
         max_num_seqs: completions computed together.
         max_num_batched_tokens: token budget of a step; longer prompts run in chunks.

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fuserve import _native
 from fuserve._native import KVCache
+from fuserve.kernels.cache import CacheType
 
 Floats = npt.NDArray[np.float32]
 
@@ -25,7 +26,7 @@ class Case:
     window: int = 0
     softcap: float = 0.0
     alibi: bool = False
-    half: bool = False
+    cache: CacheType = CacheType.F32
 
     @property
     def padded(self) -> int:
@@ -42,7 +43,7 @@ class PagedSequence:
     def __init__(self, isa: str, case: Case, num_tokens: int) -> None:
         num_blocks = -(-num_tokens // 32) + 2
         self.isa, self.case = isa, case
-        self.cache = KVCache(2, num_blocks, case.kv_heads, case.head_dim, case.half)
+        self.cache = KVCache(2, num_blocks, case.kv_heads, case.head_dim, int(case.cache))
         self.cache.fill(0xFF)  # every value a NaN
         order = np.random.default_rng(num_tokens).permutation(num_blocks)
         self.table = order[: num_blocks - 1].astype(np.int32)
@@ -99,16 +100,29 @@ def reference(case: Case, q: Floats, k: Floats, v: Floats) -> npt.NDArray[np.flo
     return np.einsum("hts,shd->thd", weights, values)
 
 
+def stored(kind: CacheType, x: Floats) -> Floats:
+    """What the cache makes of keys or values."""
+    if kind == CacheType.F16:
+        return x.astype(np.float16).astype(np.float32)
+    if kind == CacheType.I8:
+        scales = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+        return np.rint(x / scales) * scales
+    return x
+
+
 CASES = [
     Case(),
     Case(heads=7, kv_heads=7, head_dim=10),
-    Case(heads=9, kv_heads=3, head_dim=64, half=True),
+    Case(heads=9, kv_heads=3, head_dim=64, cache=CacheType.F16),
     Case(heads=8, kv_heads=1, head_dim=18),
+    Case(heads=13, kv_heads=1, head_dim=16, cache=CacheType.F16),
+    Case(heads=8, kv_heads=2, head_dim=64, cache=CacheType.I8),
+    Case(heads=3, kv_heads=3, head_dim=7, window=9, softcap=3.0, cache=CacheType.I8),
     Case(window=5),
-    Case(window=40, half=True),
+    Case(window=40, cache=CacheType.F16),
     Case(softcap=2.0),
     Case(heads=3, kv_heads=3, alibi=True),
-    Case(heads=6, kv_heads=2, head_dim=24, window=33, softcap=5.0, alibi=True, half=True),
+    Case(heads=6, kv_heads=2, head_dim=24, window=33, softcap=5.0, alibi=True, cache=CacheType.F16),
 ]
 
 
@@ -117,8 +131,7 @@ CASES = [
 def test_prefill_equals_plain_attention(isa: str, case: Case, num_tokens: int) -> None:
     q, k, v = draw(case, num_tokens)
     got = PagedSequence(isa, case, num_tokens).attend(0, q, k, v)
-    if case.half:
-        k, v = (x.astype(np.float16).astype(np.float32) for x in (k, v))
+    k, v = (stored(case.cache, x) for x in (k, v))
     np.testing.assert_allclose(got, reference(case, q, k, v), rtol=2e-5, atol=2e-5)
 
 
@@ -140,15 +153,14 @@ def test_chunks_give_the_same_bits_as_the_whole(
     assert np.array_equal(np.concatenate(parts), whole)
 
 
-@pytest.mark.parametrize("case", [Case(), Case(window=300), Case(half=True)], ids=str)
+@pytest.mark.parametrize("case", [Case(), Case(window=300), Case(cache=CacheType.F16), Case(cache=CacheType.I8)], ids=str)
 def test_long_contexts_are_merged_from_splits(case: Case) -> None:
     isa = _native.available_isas()[-1]
     num_tokens = 1100  # three splits of 512
     q, k, v = draw(case, num_tokens)
     sequence = PagedSequence(isa, case, num_tokens)
     whole = sequence.attend(0, q, k, v)
-    if case.half:
-        k, v = (x.astype(np.float16).astype(np.float32) for x in (k, v))
+    k, v = (stored(case.cache, x) for x in (k, v))
     np.testing.assert_allclose(whole, reference(case, q, k, v), rtol=5e-5, atol=5e-5)
     last = sequence.attend(num_tokens - 1, q[-1:], k[-1:], v[-1:])
     assert np.array_equal(last, whole[-1:])

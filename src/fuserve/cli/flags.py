@@ -80,8 +80,8 @@ class ModelFlags:
         _model("--activations", help="Arithmetic on quantized weights; float is weight-only."),
     ] = "auto"
     kv_cache_dtype: Annotated[
-        Literal["auto", "float32", "float16"],
-        _model("--kv-cache-dtype", metavar="TYPE", help="auto, float32 or float16."),
+        Literal["auto", "float32", "float16", "int8"],
+        _model("--kv-cache-dtype", metavar="TYPE", help="auto, float32, float16 or int8."),
     ] = "auto"
     max_model_len: Annotated[
         int | None, _model("--max-model-len", help="Tokens of the longest sequence.", min=1)

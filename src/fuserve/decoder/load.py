@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fuserve.architectures import DecoderSpec, num_parameters
 from fuserve.checkpoints import Checkpoint, open_checkpoint
-from fuserve.decoder.native import NativeExecutor, kv_block_bytes, uses_half_cache
+from fuserve.decoder.native import NativeExecutor, cache_type, kv_block_bytes
 from fuserve.decoder.options import ExecutorOptions
 from fuserve.decoder.packed_file import cache_folder, packed_bytes
 from fuserve.decoder.packing import Progress
@@ -24,6 +24,7 @@ from fuserve.decoder.weights import (
     spec_from_config,
 )
 from fuserve.errors import CapacityError, InvalidRequestError, ModelNotFoundError
+from fuserve.kernels.cache import CacheType
 from fuserve.kernels.memory import available_memory
 
 CACHE_SHARE = 0.5
@@ -102,7 +103,7 @@ def _load_native(
 ) -> LoadedModel:
     plan, _ = plan_storage(weights, options)
     spec = weights.spec
-    block_bytes = kv_block_bytes(spec, half=uses_half_cache(options, plan))
+    block_bytes = kv_block_bytes(spec, cache_type(options, plan))
     num_blocks, max_model_len = plan_cache(spec, options, packed_bytes(plan), block_bytes)
     executor = NativeExecutor(
         weights,
@@ -140,7 +141,7 @@ def _load_reference(
         )
     spec = weights.spec
     parameter_bytes = 4 * num_parameters(spec)
-    block_bytes = kv_block_bytes(spec, half=False)
+    block_bytes = kv_block_bytes(spec, CacheType.F32)
     num_blocks, max_model_len = plan_cache(spec, options, parameter_bytes, block_bytes)
     executor = ReferenceExecutor(weights, num_blocks=num_blocks, device=options.device)
     report = LoadReport(

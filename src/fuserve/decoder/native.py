@@ -21,14 +21,16 @@ from fuserve.architectures import (
 from fuserve.decoder.options import ExecutorOptions
 from fuserve.decoder.packed_file import Memory
 from fuserve.decoder.packing import Progress, packed_memory
-from fuserve.decoder.step import BLOCK_SIZE_TOKENS, StepBatch
+from fuserve.decoder.step import StepBatch
 from fuserve.decoder.storage_plan import HEAD_WISE, PlannedTensor, plan_storage
 from fuserve.decoder.weights import DecoderWeights
+from fuserve.kernels.cache import CacheType
 from fuserve.kernels.linear import WeightFormat
 from fuserve.kernels.machine import num_threads, selected_isa
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 RESIDUALS = {"pre": 0, "post": 1, "sandwich": 2}
+CACHE_TYPES = {"float32": CacheType.F32, "float16": CacheType.F16, "int8": CacheType.I8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ class NativeExecutor:
             num_blocks,
             attention.num_kv_heads,
             attention.head_dim,
-            uses_half_cache(options, plan),
+            int(cache_type(options, plan)),
         )
         self.kv_cache_bytes = int(cache.bytes)
         model = _native_model(reader, self.spec, max_model_len)
@@ -164,20 +166,20 @@ class NativeExecutor:
         del self._decoder, self._pool
 
 
-def uses_half_cache(options: ExecutorOptions, plan: dict[str, PlannedTensor]) -> bool:
-    """Whether the KV cache is float16: as asked, or unless all weights are float32."""
+def cache_type(options: ExecutorOptions, plan: dict[str, PlannedTensor]) -> CacheType:
+    """The KV cache's type: as asked, or float16 unless all weights are float32."""
     if options.kv_cache_dtype != "auto":
-        return options.kv_cache_dtype == "float16"
+        return CACHE_TYPES[options.kv_cache_dtype]
     storages = [tensor.storage for tensor in plan.values() if tensor.storage is not None]
-    return any(storage.format != WeightFormat.F32 for storage in storages)
+    has_rounded = any(storage.format != WeightFormat.F32 for storage in storages)
+    return CacheType.F16 if has_rounded else CacheType.F32
 
 
-def kv_block_bytes(spec: DecoderSpec, *, half: bool) -> int:
-    """Bytes of one KV-cache block in all layers; head dims are padded to 16."""
-    attention = spec.attention
-    padded = -(-attention.head_dim // 16) * 16
-    values = 2 * BLOCK_SIZE_TOKENS * attention.num_kv_heads * padded * spec.num_layers
-    return values * (2 if half else 4)
+def kv_block_bytes(spec: DecoderSpec, kind: CacheType) -> int:
+    """Bytes of one KV-cache block in all layers."""
+    return kind.block_bytes(
+        spec.num_layers, spec.attention.num_kv_heads, spec.attention.head_dim
+    )
 
 
 class _PackedReader:

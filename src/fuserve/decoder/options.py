@@ -7,7 +7,7 @@ from typing import Literal
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "int4"]
-KVCacheDtype = Literal["auto", "float32", "float16"]
+KVCacheDtype = Literal["auto", "float32", "float16", "int8"]
 Activations = Literal["auto", "int8", "float"]
 LoadFormat = Literal["auto", "dummy"]
 ExecutorKind = Literal["native", "reference"]
@@ -27,7 +27,8 @@ class ExecutorOptions:
         quantize_embeddings: quantize the embedding and the head with the same scheme.
         activations: "int8" quantizes activations per token and group of 32, "float" computes in
             fp32; "auto" is int8 where weights are int8 or int4.
-        kv_cache_dtype: "auto" is float32 for float32 weights, else float16.
+        kv_cache_dtype: "auto" is float32 for float32 weights, else float16; "int8" has a scale for
+            each token and head.
         max_model_len: tokens of the longest sequence; None takes the model's, limited by memory.
         max_num_batched_tokens: token budget of a step.
         kv_cache_bytes: memory for the KV cache; None plans it for max_num_seqs sequences.

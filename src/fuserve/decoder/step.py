@@ -9,10 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fuserve.architectures.spec import DecoderSpec
-
-BLOCK_SIZE_TOKENS = 32
-"""Tokens in one KV-cache block."""
-
+from fuserve.kernels.cache import BLOCK_SIZE_TOKENS as BLOCK_SIZE_TOKENS
 
 @dataclass(slots=True)
 class StepBatch:
