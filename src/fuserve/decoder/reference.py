@@ -84,7 +84,9 @@ class ReferenceExecutor:
         hidden = self._embed(batch)  # [tokens, hidden]
         for index, layer in enumerate(spec.layers):
             hidden = self._layer(index, layer, hidden, batch)
-        batch.hidden = self._last_norm(hidden[self._to_device(batch.hidden_rows)]).float().cpu().numpy()
+        batch.hidden = (
+            self._last_norm(hidden[self._to_device(batch.hidden_rows)]).float().cpu().numpy()
+        )
         hidden = self._last_norm(hidden[self._to_device(batch.logit_rows)])  # [rows, hidden]
         head = "embedding" if spec.tied_head else "head"
         logits = functional.linear(hidden, self._weights[head], self._weights.get("head.bias"))

@@ -66,9 +66,7 @@ def greedy_token(logits: npt.NDArray[np.float32]) -> SampledToken:
     return SampledToken(SampleStatus(status), token)
 
 
-def score_token(
-    logits: npt.NDArray[np.float32], token: int, num_logprobs: int
-) -> SampledToken:
+def score_token(logits: npt.NDArray[np.float32], token: int, num_logprobs: int) -> SampledToken:
     """Log probability and rank of a given token, and the most likely ones; ``logits``  # [vocab].
 
     Raises:
