@@ -21,6 +21,9 @@ from fuserve.server.facts import RequestFacts, facts_of
 from fuserve.server.prompts import TokenPrompt, as_token_prompts
 from fuserve.server.protocol.other import EmbeddingBody
 
+_MAX_TOGETHER = 8
+"""Texts of one request that are in the engine's queue at once: a long list must not fill it."""
+
 
 def embedding_router(context: ServerContext) -> APIRouter:
     """The endpoint."""
@@ -64,10 +67,12 @@ async def _embed_all(
 async def _outputs(
     context: ServerContext, facts: RequestFacts, body: EmbeddingBody, prompts: list[TokenPrompt]
 ) -> list[EmbeddingOutput]:
-    """All at once; the first that fails ends the others."""
-    tasks = [
-        asyncio.ensure_future(
-            context.engine.embed(
+    """A few at once; the first that fails ends the others."""
+    places = asyncio.Semaphore(_MAX_TOGETHER)
+
+    async def embed(prompt: TokenPrompt) -> EmbeddingOutput:
+        async with places:
+            return await context.engine.embed(
                 prompt.token_ids,
                 pooling=body.pooling,
                 normalize=body.normalize,
@@ -75,9 +80,8 @@ async def _outputs(
                 priority=body.priority or 0,
                 timeout_s=context.config.request_timeout_s,
             )
-        )
-        for prompt in prompts
-    ]
+
+    tasks = [asyncio.ensure_future(embed(prompt)) for prompt in prompts]
     try:
         return await asyncio.gather(*tasks)
     except (InvalidRequestError, CapacityError) as error:

@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them: a status, and ``{"error": {message, type, param, code}}``."""
+"""Errors as OpenAI's clients expect them: a status, and message, type, param, code in ``error``."""
 
 from __future__ import annotations
 
@@ -137,12 +137,11 @@ def _path(location: Sequence[int | str], body: object) -> list[int | str]:
     path: list[int | str] = []
     here: Any = body
     for step in location[1:]:
-        if isinstance(here, Mapping) and step in here:
+        try:
             here = here[step]
-        elif isinstance(here, list) and isinstance(step, int) and step < len(here):
-            here = here[step]
-        elif not (isinstance(here, Mapping) and step == location[-1]):
-            continue  # a union's member
+        except (LookupError, TypeError):
+            if not (isinstance(here, Mapping) and step == location[-1]):
+                continue  # a union's member
         path.append(step)
     return path
 

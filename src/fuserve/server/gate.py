@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fuserve.server.api_keys import ApiKeys
 from fuserve.server.answer import CLIENT_CLOSED_REQUEST
+from fuserve.server.api_keys import ApiKeys
 from fuserve.server.errors import ApiError
-from fuserve.server.failures import answer_to
 from fuserve.server.facts import RequestFacts, begin_facts
+from fuserve.server.failures import answer_to
 from fuserve.server.logs import log_event
 from fuserve.server.metrics import ServerMetrics
 from fuserve.server.tracing import Tracer

@@ -14,7 +14,9 @@ def chat_logprobs(entries: Sequence[TokenLogprobs], num_top: int) -> dict[str, A
     content = []
     for entry in entries:
         chosen = _chosen(entry)
-        content.append({**_token(chosen), "top_logprobs": [_token(t) for t in _top(entry, num_top)]})
+        content.append(
+            {**_token(chosen), "top_logprobs": [_token(t) for t in _top(entry, num_top)]}
+        )
     return {"content": content, "refusal": None}
 
 

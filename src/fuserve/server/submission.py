@@ -7,8 +7,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
-from pydantic import BaseModel
-
 from fuserve.engine.async_engine import RequestStream
 from fuserve.engine.outputs import RequestOutput, RequestUpdate
 from fuserve.engine.sampling_params import SamplingParams
@@ -17,6 +15,7 @@ from fuserve.server.constraints import Constraint
 from fuserve.server.context import ServerContext
 from fuserve.server.errors import ApiError, from_fuserve
 from fuserve.server.facts import RequestFacts
+from fuserve.server.protocol.sampling import SamplingBody
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +38,19 @@ class Job:
     priority: int = 0
 
 
-def begin(context: ServerContext, facts: RequestFacts, body: BaseModel, jobs: Sequence[Job]) -> None:
-    """Note what is asked for."""
-    facts.engine_request_id = jobs[0].request_id
-    facts.model = context.model.name
-    facts.streams = bool(getattr(body, "stream", False))
-    if context.config.log_prompts:
-        facts.prompt = "\n".join(job.prompt or str(list(job.token_ids)) for job in jobs)
-
-
 async def submit(
-    context: ServerContext, facts: RequestFacts, body: BaseModel, jobs: Sequence[Job]
+    context: ServerContext, facts: RequestFacts, body: SamplingBody, jobs: Sequence[Job]
 ) -> list[RequestStream]:
     """Queue all jobs of a request, or none.
 
     Raises:
         ApiError: one was refused.
     """
-    begin(context, facts, body, jobs)
+    facts.engine_request_id = jobs[0].request_id
+    facts.model = context.model.name
+    facts.streams = body.streams
+    if context.config.log_prompts:
+        facts.prompt = "\n".join(job.prompt or str(list(job.token_ids)) for job in jobs)
     streams: list[RequestStream] = []
     try:
         for job in jobs:
@@ -69,7 +63,7 @@ async def submit(
 
 
 async def _submit(
-    context: ServerContext, facts: RequestFacts, body: BaseModel, job: Job
+    context: ServerContext, facts: RequestFacts, body: SamplingBody, job: Job
 ) -> RequestStream:
     num_tokens = len(job.token_ids)
     if num_tokens >= context.model.max_model_len:
@@ -98,7 +92,7 @@ async def _submit(
         raise from_fuserve(error, facts.request_id, _param_of(error, body, job)) from error
 
 
-def _param_of(error: Exception, body: BaseModel, job: Job) -> str:
+def _param_of(error: Exception, body: SamplingBody, job: Job) -> str:
     """The field that the engine's message is about."""
     message = str(error)
     first = message.split(maxsplit=1)[0]
@@ -176,4 +170,6 @@ def _check(output: RequestOutput | None) -> None:
     if output.error is not None:
         raise output.error
     if any(completion.finish_reason == "abort" for completion in output.outputs):
-        raise EngineStoppedError("The server is shutting down; the request was ended. Send it again.")
+        raise EngineStoppedError(
+            "The server is shutting down; the request was ended. Send it again."
+        )

@@ -52,9 +52,7 @@ def plan_tools(body: ChatBody, form: ToolFormat) -> ToolPlan:
     if isinstance(choice, NamedToolChoice):
         function = _named(tools, choice.function.name)
         guided = GuidedDecoding("json_schema", json.dumps(_arguments(function)))
-        return ToolPlan(
-            told, guided, lambda: NamedCallParser(function.name), finish_reason="stop"
-        )
+        return ToolPlan(told, guided, lambda: NamedCallParser(function.name), finish_reason="stop")
     if choice == "required":
         several = body.parallel_tool_calls is not False
         guided = GuidedDecoding("json_schema", json.dumps(_calls_schema(tools, several)))
