@@ -34,7 +34,8 @@ class FakeOpenAI:
         tokenizes: path and field of the tokenizing endpoint, if there is one.
         takes_token_ids: whether a prompt may be token ids.
         refuse: for a body, the status and message of an error; None answers it.
-        static: a folder whose files are served, ``index.html`` at ``/``.
+        api_key: without which the models are not listed.
+        static: the playground's folder: ``index.html`` at ``/``.
     """
 
     reply: Reply = count_up
@@ -43,6 +44,7 @@ class FakeOpenAI:
     takes_token_ids: bool = True
     refuse: Callable[[dict[str, Any]], tuple[int, str] | None] = lambda body: None
     fails_in_stream: str = ""
+    api_key: str = ""
     static: Path | None = None
     url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -80,10 +82,13 @@ class _Handler(BaseHTTPRequestHandler):
         """Keep quiet."""
 
     def do_GET(self) -> None:
-        if self.path == "/v1/models":
+        fake = self.server.fake
+        if self.path == "/v1/models" and fake.api_key not in self.headers.get("authorization", ""):
+            self._error(401, "Incorrect API key provided.")
+        elif self.path == "/v1/models":
             self._json(200, {"object": "list", "data": [{"id": "fake", "object": "model"}]})
-        elif self.server.fake.static is not None:
-            self._file(self.server.fake.static, self.path)
+        elif fake.static is not None:
+            self._file(fake.static, self.path)
         else:
             self._error(404, "no such path")
 
@@ -161,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(status, {"error": {"message": message, "type": kind, "code": None}})
 
     def _file(self, folder: Path, path: str) -> None:
-        file = folder / (path.lstrip("/") or "index.html")
+        file = folder / (path.removeprefix("/") or "index.html")
         if not file.is_file():
             self._error(404, "no such file")
             return
