@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from fuserve.cli.bench import latency
+from fuserve.cli.bench_serve import bench_serve
 from fuserve.cli.chat import chat
 from fuserve.cli.doctor import doctor
 from fuserve.cli.eval import perplexity
@@ -88,6 +89,12 @@ _add(
     "latency",
     latency,
     "fuserve bench latency --model demo --prompt-tokens 512 --output-tokens 64 --batch 1,8,16",
+)
+_add(
+    bench,
+    "serve",
+    bench_serve,
+    "fuserve bench serve --base-url http://127.0.0.1:8000 --num-prompts 100 --request-rate 4",
 )
 _add(evaluate, "perplexity", perplexity, "fuserve eval perplexity --model demo --text book.txt")
 
