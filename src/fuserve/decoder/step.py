@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -37,4 +38,8 @@ class Executor(Protocol):
 
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """Run every layer over the batch; return logits  # [rows, vocab]."""
+        ...
+
+    def copy_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Copy whole KV-cache blocks, each (from, to), in all layers."""
         ...

@@ -95,6 +95,7 @@ class RequestOutput:
         outputs: ``n`` completions, by index.
         timings: when it arrived, began and ended.
         num_preemptions: how often a completion was set back for want of cache and recomputed.
+        num_cached_tokens: tokens of the prompt that were taken from the prefix cache.
         error: why the request failed, None if it did not; the completions then have the finish
             reason "error" and hold what was generated before.
     """
@@ -105,6 +106,7 @@ class RequestOutput:
     outputs: tuple[CompletionOutput, ...]
     timings: RequestTimings
     num_preemptions: int = 0
+    num_cached_tokens: int = 0
     error: FuserveError | None = None
 
     @property
