@@ -308,6 +308,11 @@ class Engine:
                 generation.end("abort")
         return self._retire(request)
 
+    def abort_all(self) -> list[RequestUpdate]:
+        """End all requests now."""
+        outputs = [self.abort(request_id) for request_id in list(self._requests)]
+        return [RequestUpdate(o.request_id, [], o) for o in outputs if o is not None]
+
     def fail_all(self, error: FuserveError) -> list[RequestUpdate]:
         """End all requests with an error."""
         updates = [RequestUpdate(request_id, []) for request_id in self._requests]
