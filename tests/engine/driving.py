@@ -18,8 +18,14 @@ def make_engine(
     max_model_len: int = 1024,
     max_num_seqs: int = 8,
     max_num_batched_tokens: int = 64,
+    num_speculative_tokens: int = 0,
 ) -> Engine:
-    config = EngineConfig(max_model_len, max_num_seqs, max_num_batched_tokens)
+    config = EngineConfig(
+        max_model_len,
+        max_num_seqs,
+        max_num_batched_tokens,
+        num_speculative_tokens=num_speculative_tokens,
+    )
     return Engine(executor or FakeExecutor(), ByteCodec(), config)
 
 

@@ -21,12 +21,18 @@ class Scheduler:
     """
 
     def __init__(
-        self, blocks: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int
+        self,
+        blocks: BlockManager,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_prompt_logits: int | None = None,
     ) -> None:
         self._blocks = blocks
         # Every running sequence gets at least a token in every step.
         self._max_running = min(max_num_seqs, max_num_batched_tokens)
         self._token_budget = max_num_batched_tokens
+        self._max_prompt_logits = max_prompt_logits or max_num_batched_tokens
         self._waiting: list[Sequence] = []  # by rank
         self._running: list[Sequence] = []  # by rank
 
@@ -68,8 +74,9 @@ class Scheduler:
             num_tokens = min(sequence.num_pending, budget)
             preempted |= self._make_room(sequence, num_tokens)
             if sequence.status is SequenceStatus.RUNNING:
-                chunks.append(_chunk(sequence, num_tokens))
-                budget -= num_tokens
+                drafts = self._drafts(sequence, budget - num_tokens)
+                chunks.append(_chunk(sequence, num_tokens, drafts))
+                budget -= chunks[-1].num_tokens
         if preempted:
             return chunks  # whoever lost blocks shall not take them back at once
         while budget > 0 and (admitted := self._admit_next()) is not None:
@@ -78,13 +85,24 @@ class Scheduler:
             budget -= num_tokens
         return chunks
 
+    def _drafts(self, sequence: Sequence, budget: int) -> tuple[int, ...]:
+        """What can be verified of a decoding sequence's drafts without taking from others."""
+        drafts, sequence.draft_tokens = sequence.draft_tokens, []
+        room = len(sequence.blocks) * BLOCK_SIZE_TOKENS - len(sequence.tokens)
+        others = len(self._running)
+        return tuple(drafts[: max(0, min(room, (budget - others) // 2))])
+
     def advance(self, chunks: list[Chunk]) -> None:
         """The step with these chunks has run: their keys and values are in the cache."""
         for chunk in chunks:
             sequence = chunk.sequence
-            sequence.num_computed += chunk.num_tokens
+            sequence.num_computed += chunk.num_known
             if sequence.followers and sequence.num_computed >= sequence.num_prompt_tokens:
                 self._start_followers(sequence)
+
+    def accept(self, sequence: Sequence, num_drafts: int) -> None:
+        """The first drafts of the last chunk were right and are among the sequence's tokens."""
+        sequence.num_computed += num_drafts
 
     def _start_followers(self, leader: Sequence) -> None:
         # The last prompt token is always computed again, because its logits are needed.
@@ -145,6 +163,6 @@ class Scheduler:
         sequence.num_computed = 0
 
 
-def _chunk(sequence: Sequence, num_tokens: int) -> Chunk:
-    samples = num_tokens == sequence.num_pending
-    return Chunk(sequence, sequence.num_computed, num_tokens, samples)
+def _chunk(sequence: Sequence, num_tokens: int, drafts: tuple[int, ...] = ()) -> Chunk:
+    samples = num_tokens == sequence.num_pending and sequence.generates
+    return Chunk(sequence, sequence.num_computed, num_tokens + len(drafts), samples, drafts)
