@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ OPTIONS = (
     "-DLLAMA_OPENSSL=OFF",
     "-DLLAMA_USE_PREBUILT_UI=OFF",
 )
+# This release crashes in its AMX kernels (ggml_backend_amx_mul_mat) on the machines that have AMX.
+WITHOUT_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 
 
 def prepare(binary: Path, release: str) -> Path:
@@ -43,7 +46,9 @@ def prepare(binary: Path, release: str) -> Path:
         build = Path(folder) / "build"
         ninja = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}"]
         cmake = str(tools / "cmake")
-        _run([cmake, "-S", str(source), "-B", str(build), *ninja, *OPTIONS])
+        flags = WITHOUT_AMX if platform.machine() == "x86_64" else ""
+        flags_of = [f"-DCMAKE_{language}_FLAGS={flags}" for language in ("C", "CXX")]
+        _run([cmake, "-S", str(source), "-B", str(build), *ninja, *OPTIONS, *flags_of])
         _run([cmake, "--build", str(build), "--target", "llama-server", "--parallel"])
         shutil.copy2(build / "bin" / "llama-server", binary)
     return binary
