@@ -8,7 +8,7 @@ chunking and recomputation.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -92,6 +92,10 @@ class FakeExecutor:
         batch.hidden = np.array(states, dtype=np.float32).reshape(len(states), HIDDEN_SIZE)
         rows = [self.logits_of(histories[i]) for i in batch.logit_rows]
         return np.array(rows, dtype=np.float32).reshape(len(rows), VOCAB_SIZE)
+
+    def copy_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
+        for source, target in pairs:
+            self._cache[target] = self._cache[source]
 
     @property
     def largest_step(self) -> int:

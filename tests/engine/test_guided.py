@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from fuserve.engine.guided import GuidedDecoding, GuideCompiler
+from fuserve.engine.guided import GuideCompiler, GuidedDecoding
 from fuserve.engine.outputs import RequestOutput
 from fuserve.engine.sampling_params import SamplingParams
 from fuserve.errors import InvalidRequestError, RequestFailedError

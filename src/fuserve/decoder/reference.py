@@ -5,7 +5,7 @@ It is the oracle of the parity tests and the way to devices that the native core
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,12 @@ class ReferenceExecutor:
         logits = functional.linear(hidden, self._weights[head], self._weights.get("head.bias"))
         logits = _softcap(logits, spec.logit_softcap)
         return logits.float().cpu().numpy()
+
+    def copy_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Copy whole KV-cache blocks, each (from, to), in all layers."""
+        for source, target in pairs:
+            self._keys[:, target] = self._keys[:, source]
+            self._values[:, target] = self._values[:, source]
 
     def _last_norm(self, hidden: Tensor) -> Tensor:
         return self._norm("final_norm", self.spec.norm, hidden) if self.spec.final_norm else hidden

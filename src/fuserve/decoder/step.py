@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -48,4 +49,8 @@ class Executor(Protocol):
 
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
         """Run every layer over the batch; return logits  # [rows, vocab], set ``batch.hidden``."""
+        ...
+
+    def copy_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Copy whole KV-cache blocks, each (from, to), in all layers."""
         ...

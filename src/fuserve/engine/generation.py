@@ -111,6 +111,11 @@ class Generation:
             return []
         return self.speculator.propose(self.sequence.tokens, num_decoding)[:room]
 
+    def learn(self, num_drafted: int, num_accepted: int) -> None:
+        """Note how many tokens of the latest guess were tried, and how many were right."""
+        if self.speculator is not None:
+            self.speculator.observe(num_drafted, num_accepted)
+
     def end(self, reason: FinishReason) -> Piece:
         """End the completion from outside; the piece holds the text that was held back."""
         self.finish_reason = reason

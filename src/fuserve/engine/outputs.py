@@ -114,6 +114,7 @@ class RequestOutput:
         num_draft_tokens: tokens that were guessed ahead.
         num_accepted_tokens: how many of them were right.
         embedding: of a request for one; it has no ``outputs``  # float32 [hidden]
+        num_cached_tokens: tokens of the prompt that were taken from the prefix cache.
         error: why the request failed, None if it did not; the completions then have the finish
             reason "error" and hold what was generated before.
     """
@@ -128,6 +129,7 @@ class RequestOutput:
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
     embedding: npt.NDArray[np.float32] | None = None
+    num_cached_tokens: int = 0
     error: FuserveError | None = None
 
     @property

@@ -17,7 +17,8 @@ from fuserve.errors import FuserveError
 class Request:
     """What the engine keeps of a request until all its completions have ended.
 
-    Instants are of the engine's monotonic clock, in seconds.
+    Instants are of the engine's monotonic clock, in seconds; ``deadline_s`` is the one by which it
+    must have ended.
     """
 
     request_id: str
@@ -25,12 +26,18 @@ class Request:
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
     arrival_s: float
+    deadline_s: float | None = None
     generations: list[Generation] = field(default_factory=list)
     prompt_scores: PromptScores | None = None
     embedding: Embedding | None = None
     reader: Sequence | None = None  # of the prompt, where it is only embedded
     scheduled_s: float | None = None
     first_token_s: float | None = None
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any of its tokens has been in a step."""
+        return self.scheduled_s is not None
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -56,9 +63,10 @@ class Request:
             outputs=tuple(generation.completion() for generation in self.generations),
             timings=RequestTimings(self.arrival_s, self.scheduled_s, self.first_token_s, now_s),
             num_preemptions=sum(sequence.num_preemptions for sequence in self.sequences),
-            prompt_logprobs=None if self.prompt_scores is None else self.prompt_scores.entries,
+            num_cached_tokens=self.sequences[0].num_cached_tokens or 0,
             num_draft_tokens=sum(speculator.num_drafted for speculator in speculators),
             num_accepted_tokens=sum(speculator.num_accepted for speculator in speculators),
+            prompt_logprobs=None if self.prompt_scores is None else self.prompt_scores.entries,
             embedding=None if self.embedding is None else self.embedding.vector,
             error=error,
         )

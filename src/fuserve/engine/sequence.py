@@ -1,4 +1,4 @@
-"""Sequence: what the scheduler knows of one row of tokens. Data only."""
+"""Sequence: what the scheduler knows of one completion. Data only."""
 
 from __future__ import annotations
 
@@ -43,29 +43,39 @@ class Sequence:
     """One row of tokens in the KV cache.
 
     Attributes:
-        rank: (arrival, branch): the lower is served first and preempted last.
+        rank: (priority, arrival, branch): of two, the lower is served first and preempted last.
         tokens: prompt and output.
         num_prompt_tokens: how many of them are the prompt's.
+        client: who asked; clients of one priority share the machine evenly.
+        cache_salt: sequences share cached blocks only with those of the same salt.
+        draft_tokens: guesses of the tokens after the last one. The next step takes them along if
+            budget and blocks allow, and forgets them otherwise.
         num_computed: leading tokens whose keys and values are in the cache.
         blocks: the block table.
-        reuses_prefix: whether cached blocks may stand for the beginning of the prompt; not where
-            the results of all prompt tokens are read.
+        block_hashes: content hashes of the leading full blocks, as far as anyone asked.
+        num_registered: leading blocks that others can find by their hash.
         followers: sequences of the same prompt, parked until this one's prompt is computed.
+        leader: of a follower, until it has its blocks.
+        num_cached_tokens: tokens that were found in the cache when it first ran.
         num_preemptions: how often its blocks were taken away.
-        draft_tokens: a guess of what follows ``tokens``, for the next step to verify.
         prompt_rows: results of the prompt that are read; None for most.
     """
 
-    rank: tuple[int, int]
+    rank: tuple[int, int, int]
     tokens: list[int]
     num_prompt_tokens: int
+    client: str = ""
+    cache_salt: bytes = b""
+    draft_tokens: list[int] = field(default_factory=list)
     num_computed: int = 0
     blocks: list[int] = field(default_factory=list)
-    reuses_prefix: bool = True
+    block_hashes: list[bytes] = field(default_factory=list)
+    num_registered: int = 0
     status: SequenceStatus = SequenceStatus.PARKED
     followers: list[Sequence] = field(default_factory=list)
+    leader: Sequence | None = None
+    num_cached_tokens: int | None = None
     num_preemptions: int = 0
-    draft_tokens: list[int] = field(default_factory=list)
     prompt_rows: PromptRows | None = None
 
     @property
@@ -78,18 +88,35 @@ class Sequence:
         """Whether tokens are to follow; those of an embedding are only read."""
         return self.prompt_rows is None or self.prompt_rows.kind != "hidden"
 
+    @property
+    def num_reusable(self) -> int:
+        """Leading tokens that need not be computed if their keys and values are known.
+
+        The last token always is, because its result is wanted, and so are all whose rows are read.
+        """
+        last = len(self.tokens) - 1
+        rows = self.prompt_rows
+        return last if rows is None or rows.next >= rows.end else min(rows.next, last)
+
+    def num_within(self, num_tokens: int, num_logits: int) -> int:
+        """How many of the next tokens want no more than so many rows of the prompt's logits."""
+        rows = self.prompt_rows
+        if rows is None or rows.kind != "logits":
+            return num_tokens
+        wanted = rows.within(self.num_computed, self.num_computed + num_tokens)
+        if len(wanted) <= num_logits:
+            return num_tokens
+        return wanted.start - self.num_computed + num_logits
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """The next ``num_tokens`` of a sequence, to be computed in one step.
 
     Attributes:
-        sequence: whose tokens.
         start: position of the first.
-        num_tokens: drafts included.
-        samples: the chunk reaches the sequence's last token, so its logits choose the next one.
-        draft_tokens: guesses that follow the sequence's last token in this chunk. They do not
-            count as computed until ``Scheduler.accept`` says so.
+        samples: the chunk ends with the sequence's last token, whose logits choose the next one.
+        draft_tokens: computed behind them; each counts only if those before it prove right.
     """
 
     sequence: Sequence
@@ -99,14 +126,14 @@ class Chunk:
     draft_tokens: tuple[int, ...] = ()
 
     @property
-    def num_known(self) -> int:
-        """Tokens that are the sequence's own, not guessed."""
-        return self.num_tokens - len(self.draft_tokens)
+    def num_step_tokens(self) -> int:
+        """Tokens that the step computes for it, drafts included."""
+        return self.num_tokens + len(self.draft_tokens)
 
     @property
     def logit_positions(self) -> range:
         """Positions whose logits are wanted: unread ones of the prompt, the last token, drafts."""
-        end = self.start + self.num_known
+        end = self.start + self.num_tokens
         rows = self.sequence.prompt_rows
         wanted = range(end, end)
         if rows is not None and rows.kind == "logits":
@@ -114,7 +141,7 @@ class Chunk:
         if not self.samples:
             return wanted
         first = wanted.start if wanted else end - 1
-        return range(first, self.start + self.num_tokens)
+        return range(first, self.start + self.num_step_tokens)
 
     @property
     def hidden_positions(self) -> range:
@@ -122,4 +149,4 @@ class Chunk:
         rows = self.sequence.prompt_rows
         if rows is None or rows.kind != "hidden":
             return range(0)
-        return rows.within(self.start, self.start + self.num_known)
+        return rows.within(self.start, self.start + self.num_tokens)

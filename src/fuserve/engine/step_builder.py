@@ -22,11 +22,11 @@ def build_step(chunks: Items[Chunk]) -> StepBatch:
     logit_rows: list[int] = []
     hidden_rows: list[int] = []
     for chunk in chunks:
-        end = chunk.start + chunk.num_known
+        end = chunk.start + chunk.num_tokens
         to_row = len(tokens) - chunk.start
         tokens += chunk.sequence.tokens[chunk.start : end]
         tokens += chunk.draft_tokens
-        positions += range(chunk.start, chunk.start + chunk.num_tokens)
+        positions += range(chunk.start, chunk.start + chunk.num_step_tokens)
         query_starts.append(len(tokens))
         logit_rows += (position + to_row for position in chunk.logit_positions)
         hidden_rows += (position + to_row for position in chunk.hidden_positions)
