@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
@@ -111,11 +111,22 @@ class Completer:
                 return Vocabulary()
         return vocabulary
 
-    async def complete(self, request: PlannedRequest, due_s: float) -> Answer:
-        """Send a request now and read its stream to the end. Never raises for a server's fault."""
+    async def complete(
+        self,
+        request: PlannedRequest,
+        due_s: float,
+        on_chunk: Callable[[Answer], None] | None = None,
+    ) -> Answer:
+        """Send a request now and read its stream to the end. Never raises for a server's fault.
+
+        Args:
+            request: what is asked.
+            due_s: when it should have been sent.
+            on_chunk: called with the answer so far whenever more of it has come.
+        """
         answer = Answer(due_s)
         try:
-            await self._stream(request, answer)
+            await self._stream(request, answer, on_chunk)
         except (httpx2.HTTPError, httpx2.SSEError) as error:
             answer.error = answer.error or f"{type(error).__name__}: {error}"
         answer.end_s = clock_s()
@@ -125,7 +136,12 @@ class Completer:
             answer.error = "incomplete: the stream ended without a finish reason"
         return answer
 
-    async def _stream(self, request: PlannedRequest, answer: Answer) -> None:
+    async def _stream(
+        self,
+        request: PlannedRequest,
+        answer: Answer,
+        on_chunk: Callable[[Answer], None] | None,
+    ) -> None:
         is_chat = self._target.endpoint == "chat"
         path = "/v1/chat/completions" if is_chat else "/v1/completions"
         pieces: list[str] = []
@@ -138,6 +154,8 @@ class Completer:
                 if event.data == "[DONE]":
                     break
                 _take(event.data, answer, pieces, now_s)
+                if on_chunk is not None:
+                    on_chunk(answer)
         answer.text = "".join(pieces)
 
     def _body(self, request: PlannedRequest) -> dict[str, Any]:

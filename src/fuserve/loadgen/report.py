@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -97,8 +98,7 @@ def summarize(run: Run) -> ServingReport:
 
 def gaps_s(answer: Answer) -> list[float]:
     """Seconds between neighbouring chunks."""
-    pairs = zip(answer.chunk_s, answer.chunk_s[1:], strict=False)
-    return [later - earlier for earlier, later in pairs]
+    return [later - earlier for earlier, later in pairwise(answer.chunk_s)]
 
 
 def _peak_concurrency(answers: Sequence[Answer]) -> int:
