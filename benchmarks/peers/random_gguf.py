@@ -13,18 +13,25 @@ import numpy.typing as npt
 POOL_VALUES = 1 << 20  # random values that are quantized once and repeated
 
 
-def write_random_gguf(config_path: Path, path: Path, quantization: str) -> None:
+def write_random_gguf(
+    config_path: Path, path: Path, quantization: str, tokenizer_of: Path | None = None
+) -> None:
     """Write ``path`` with all matrices, the embedding too, in one block type.
 
     Args:
         config_path: a Hugging Face config.json of a Llama with tied embeddings.
         path: the file to write.
         quantization: a ggml type such as ``Q4_0`` or ``Q8_0``.
+        tokenizer_of: a GGUF file whose tokenizer is copied; servers need one.
     """
     config = json.loads(config_path.read_text())
     part = path.with_suffix(".part")
     writer = gguf.GGUFWriter(part, "llama")
     _write_metadata(writer, config)
+    if tokenizer_of is None:
+        writer.add_tokenizer_model("none")
+    else:
+        _copy_tokenizer(writer, tokenizer_of)
     pool = _Pool(gguf.GGMLQuantizationType[quantization])
     hidden, size = config["hidden_size"], config["intermediate_size"]
     kv_size = config["num_key_value_heads"] * config["head_dim"]
@@ -63,7 +70,14 @@ def _write_metadata(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     writer.add_rope_freq_base(config["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("none")
+
+
+def _copy_tokenizer(writer: gguf.GGUFWriter, source: Path) -> None:
+    for name, found in gguf.GGUFReader(source).fields.items():
+        if name.startswith("tokenizer."):
+            kind, *items = found.types
+            sub_type = items[-1] if items else None
+            writer.add_key_value(name, found.contents(), kind, sub_type=sub_type)
 
 
 class _Pool:

@@ -34,6 +34,21 @@ void bind_attention(nb::module_& m) {
           nb::arg("head_dim"), nb::arg("type"))
       .def_prop_ro("bytes", [](const CacheHandle& self) { return self.memory.bytes(); })
       .def(
+          "copy_block",
+          [](CacheHandle& self, int source, int target) {
+            const KVCache& cache = self.cache;
+            require(source >= 0 && source < cache.num_blocks && target >= 0 &&
+                        target < cache.num_blocks && source != target,
+                    "source and target must be two blocks of the cache");
+            const size_t block_bytes = cache.layer_bytes() / static_cast<size_t>(cache.num_blocks);
+            for (int layer = 0; layer < self.num_layers; ++layer) {
+              char* blocks = self.memory.as<char>(cache.layer_bytes() * static_cast<size_t>(layer));
+              std::memcpy(blocks + block_bytes * static_cast<size_t>(target),
+                          blocks + block_bytes * static_cast<size_t>(source), block_bytes);
+            }
+          },
+          nb::arg("source"), nb::arg("target"))
+      .def(
           "fill",
           [](CacheHandle& self, int byte) {
             std::memset(self.memory.as<char>(), byte, self.memory.bytes());

@@ -62,3 +62,24 @@ class MissingExtraError(FuserveError, ImportError):
 
 class RequestFailedError(FuserveError):
     """A request failed while it ran; the requests beside it were not affected."""
+
+
+class DeadlineError(RequestFailedError):
+    """A request did not end within the time it was given."""
+
+
+class QueueFullError(CapacityError):
+    """Too much is waiting already; the same request may be taken later.
+
+    Args:
+        message: what is full.
+        retry_after_s: when to try again, from the rate at which requests have lately begun to run.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineStoppedError(FuserveError):
+    """The engine takes no requests: it is being stopped, or its thread has died."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from fuserve.engine.engine import Engine, EngineConfig
 from fuserve.engine.outputs import Piece, RequestOutput
@@ -18,9 +19,18 @@ def make_engine(
     max_model_len: int = 1024,
     max_num_seqs: int = 8,
     max_num_batched_tokens: int = 64,
+    num_speculative_tokens: int = 0,
+    enable_prefix_caching: bool = True,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
-    config = EngineConfig(max_model_len, max_num_seqs, max_num_batched_tokens)
-    return Engine(executor or FakeExecutor(), ByteCodec(), config)
+    config = EngineConfig(
+        max_model_len,
+        max_num_seqs,
+        max_num_batched_tokens,
+        num_speculative_tokens=num_speculative_tokens,
+        enable_prefix_caching=enable_prefix_caching,
+    )
+    return Engine(executor or FakeExecutor(), ByteCodec(), config, clock=clock)
 
 
 def finish_all(engine: Engine, max_steps: int = 5000) -> dict[str, RequestOutput]:

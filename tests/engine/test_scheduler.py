@@ -1,136 +1,18 @@
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from fuserve.decoder.step import BLOCK_SIZE_TOKENS
-from fuserve.engine.block_manager import BlockManager, blocks_for
-from fuserve.engine.scheduler import Scheduler
-from fuserve.engine.sequence import Chunk, Sequence, SequenceStatus
+from fuserve.engine.block_manager import BlockManager
+from fuserve.engine.sequence import SequenceStatus
 from fuserve.errors import CapacityError
-
-NUM_BLOCKS = 8
-
-
-class Workload:
-    """Drives a scheduler as the engine does, and checks its promises after every step."""
-
-    def __init__(self, max_num_seqs: int, budget: int) -> None:
-        self.blocks = BlockManager(NUM_BLOCKS)
-        self.max_num_seqs = max_num_seqs
-        self.budget = budget
-        self.scheduler = Scheduler(
-            self.blocks, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget
-        )
-        self.alive: dict[Sequence, int] = {}  # and the tokens at which each ends
-        self.arrivals = 0
-        self.finished = 0
-
-    def add(self, num_prompt: int, num_output: int, n: int) -> None:
-        branches = [
-            Sequence((self.arrivals, branch), [1] * num_prompt, num_prompt) for branch in range(n)
-        ]
-        self.arrivals += 1
-        for sequence in branches:
-            self.alive[sequence] = min(num_prompt + num_output, NUM_BLOCKS * BLOCK_SIZE_TOKENS)
-        branches[0].followers = branches[1:]
-        self.scheduler.add(branches[0])
-
-    def abort(self, which: int) -> None:
-        if self.alive:
-            arrival = list(self.alive)[which % len(self.alive)].rank[0]
-            for sequence in [s for s in self.alive if s.rank[0] == arrival]:
-                self.end(sequence)
-
-    def end(self, sequence: Sequence) -> None:
-        self.scheduler.finish(sequence)
-        del self.alive[sequence]
-        self.finished += 1
-
-    def step(self) -> list[Chunk]:
-        chunks = self.scheduler.schedule()
-        self.check(chunks)
-        self.scheduler.advance(chunks)
-        for chunk in chunks:
-            if chunk.samples:
-                chunk.sequence.tokens.append(1)
-                if len(chunk.sequence.tokens) >= self.alive[chunk.sequence]:
-                    self.end(chunk.sequence)
-        self.check_blocks()
-        return chunks
-
-    def check(self, chunks: list[Chunk]) -> None:
-        assert sum(chunk.num_tokens for chunk in chunks) <= self.budget
-        assert self.scheduler.num_running <= min(self.max_num_seqs, self.budget)
-        assert len({chunk.sequence for chunk in chunks}) == len(chunks)
-        for chunk in chunks:
-            assert chunk.num_tokens > 0
-            assert chunk.start == chunk.sequence.num_computed
-            assert len(chunk.sequence.blocks) >= blocks_for(chunk.start + chunk.num_tokens)
-            last_block = chunk.sequence.blocks[chunk.start // BLOCK_SIZE_TOKENS :]
-            assert all(self.blocks.references(block) == 1 for block in last_block), (
-                "a block that will be written is shared"
-            )
-        self.check_blocks()
-
-    def check_blocks(self) -> None:
-        held = Counter(block for sequence in self.alive for block in sequence.blocks)
-        assert all(self.blocks.references(block) == held[block] for block in range(NUM_BLOCKS)), (
-            "reference counts differ from the block tables"
-        )
-        assert self.blocks.num_free == NUM_BLOCKS - len(held), "a block is leaked or owned twice"
-        for sequence in self.alive:
-            assert len(set(sequence.blocks)) == len(sequence.blocks)
-
-    def drain(self) -> None:
-        for _ in range(20_000):
-            if not self.alive:
-                break
-            self.step()
-        assert not self.alive, "some sequence starves"
-        assert self.blocks.num_free == NUM_BLOCKS
-        assert self.scheduler.num_running == self.scheduler.num_waiting == 0
-
-
-adds = st.tuples(
-    st.just("add"),
-    st.integers(1, NUM_BLOCKS * BLOCK_SIZE_TOKENS - 1),
-    st.integers(1, 120),
-    st.integers(1, 4),
-)
-operations = st.one_of(
-    adds,
-    st.tuples(st.just("abort"), st.integers(0, 20)),
-    st.tuples(st.just("step"), st.integers(1, 40)),
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 80), st.lists(operations, max_size=25))
-def test_no_order_of_events_leaks_a_block_or_starves_a_request(
-    max_num_seqs: int, budget: int, events: list[tuple[str, int]]
-) -> None:
-    work = Workload(max_num_seqs, budget)
-    for kind, *numbers in events:
-        if kind == "add":
-            work.add(*numbers)
-        elif kind == "abort":
-            work.abort(*numbers)
-            work.check_blocks()
-        else:
-            for _ in range(numbers[0]):
-                work.step()
-    work.drain()
+from tests.engine.workload import NUM_BLOCKS, Workload
 
 
 def test_running_streams_come_before_a_long_prompt() -> None:
     work = Workload(max_num_seqs=4, budget=16)
-    work.add(8, 50, n=1)
+    work.add(8, 50)
     work.step()
-    work.add(100, 5, n=1)
+    work.add(100, 5, text=2)
     for _ in range(5):
         decoding, prompt = work.step()
         assert decoding.num_tokens == 1
@@ -140,15 +22,56 @@ def test_running_streams_come_before_a_long_prompt() -> None:
 def test_first_come_is_first_served() -> None:
     work = Workload(max_num_seqs=2, budget=64)
     for _ in range(4):
-        work.add(10, 4, n=1)
-    started = [chunk.sequence.rank[0] for _ in range(9) for chunk in work.step() if not chunk.start]
+        work.add(10, 4)
+    started = [chunk.sequence.rank[1] for _ in range(9) for chunk in work.step() if not chunk.start]
     assert started == [0, 1, 2, 3]
+
+
+def test_a_lower_priority_number_is_served_first() -> None:
+    work = Workload(max_num_seqs=1, budget=64)
+    late = [work.add(10, 2, priority=priority)[0] for priority in (2, 1, 0, 1)]
+    started = [chunk.sequence for _ in range(9) for chunk in work.step() if not chunk.start]
+    assert started == [late[2], late[1], late[3], late[0]]
+
+
+def test_a_client_with_one_request_does_not_wait_for_all_of_a_clients_many() -> None:
+    work = Workload(max_num_seqs=1, budget=64)
+    for _ in range(6):
+        work.add(10, 4, client="many")
+    for _ in range(3):
+        work.step()
+    (single,) = work.add(10, 4, client="one")
+    started = [chunk.sequence for _ in range(9) for chunk in work.step() if not chunk.start]
+    assert started.index(single) <= 1
+
+
+def test_a_clients_short_prompt_comes_between_the_chunks_of_anothers_long_one() -> None:
+    work = Workload(max_num_seqs=4, budget=32, num_blocks=16)
+    work.add(200, 2, client="long")
+    work.step()
+    (short,) = work.add(20, 2, text=2, client="short")
+    work.step()
+    work.step()
+    assert len(short.tokens) > 20
+
+
+def test_an_idle_client_saves_up_no_claim() -> None:
+    work = Workload(max_num_seqs=1, budget=64)
+    work.add(10, 1, client="idle")
+    work.step()
+    for _ in range(3):
+        work.add(10, 30, client="busy")
+    for _ in range(40):
+        work.step()
+    late = [work.add(10, 30, client="idle")[0] for _ in range(3)]
+    started = [chunk.sequence for _ in range(150) for chunk in work.step() if not chunk.start]
+    assert [sequence in late for sequence in started[:3]] != [True, True, True]
 
 
 def test_when_blocks_run_out_the_newest_is_set_back_and_still_finishes() -> None:
     work = Workload(max_num_seqs=4, budget=256)
-    work.add(120, 100, n=1)
-    work.add(120, 100, n=1)
+    work.add(90, 130)
+    work.add(90, 130, text=2)
     oldest, newest = list(work.alive)
     work.drain()
     assert oldest.num_preemptions == 0
@@ -156,28 +79,80 @@ def test_when_blocks_run_out_the_newest_is_set_back_and_still_finishes() -> None
     assert len(newest.tokens) == 220
 
 
-def test_branches_share_the_full_blocks_of_their_prompt() -> None:
+def test_branches_share_the_full_blocks_of_their_prompt_and_copy_the_last() -> None:
     work = Workload(max_num_seqs=4, budget=256)
-    work.add(70, 10, n=3)
+    leader, second, third = work.add(70, 10, n=3)
     work.step()
-    work.step()
-    leader, second, third = work.alive
+    chunks = work.step()
+    assert [chunk.num_tokens for chunk in chunks] == [1, 1, 1]
     assert leader.blocks[:2] == second.blocks[:2] == third.blocks[:2]
     assert len({leader.blocks[2], second.blocks[2], third.blocks[2]}) == 3
     assert work.blocks.num_free == NUM_BLOCKS - 5
+    assert work.num_prompt_tokens_computed == 70 + 2
 
 
-def test_blocks_shared_by_waiting_branches_do_not_block_an_older_request() -> None:
-    work = Workload(max_num_seqs=1, budget=256)
-    work.add(200, 2, n=2)
-    leader, follower = work.alive
+def test_a_prompt_that_ends_with_a_block_is_copied_too_because_its_last_token_runs_again() -> None:
+    work = Workload(max_num_seqs=4, budget=256)
+    work.add(64, 10, n=3)
     work.step()
-    assert follower.status is SequenceStatus.WAITING and follower.blocks
-    older = Sequence((-1, 0), [1] * 255, 255)  # as if it had been preempted before
-    work.alive[older] = 256
-    work.scheduler.add(older)
+    chunks = work.step()
+    assert [chunk.num_tokens for chunk in chunks] == [1, 1, 1]
+
+
+def test_waiting_branches_hold_no_blocks() -> None:
+    work = Workload(max_num_seqs=1, budget=256)
+    leader, follower = work.add(200, 2, n=2)
+    work.step()
+    assert follower.status is SequenceStatus.WAITING and not follower.blocks
     work.drain()
-    assert leader.status is follower.status is older.status is SequenceStatus.FINISHED
+    assert leader.status is follower.status is SequenceStatus.FINISHED
+
+
+def test_a_prompt_that_another_is_computing_waits_and_then_shares() -> None:
+    work = Workload(max_num_seqs=4, budget=64)
+    work.add(130, 4)
+    second, third = work.add(130, 4)[0], work.add(140, 4)[0]
+    work.drain()
+    assert (second.num_cached_tokens, third.num_cached_tokens) == (128, 128)
+    assert work.num_prompt_tokens_computed == 130 + 2 + 12
+
+
+def test_a_set_back_sequence_finds_its_own_blocks_again() -> None:
+    work = Workload(max_num_seqs=4, budget=256)
+    work.add(90, 70)
+    (newest,) = work.add(90, 130, text=2)
+    work.drain()
+    assert newest.num_preemptions > 0
+    assert work.num_prompt_tokens_computed < 90 + 90 + 90
+
+
+def test_without_retention_nothing_is_found_after_the_end() -> None:
+    work = Workload(max_num_seqs=4, budget=256, retain=False)
+    work.add(100, 4)
+    work.drain()
+    (second,) = work.add(100, 4)
+    work.drain()
+    assert second.num_cached_tokens == 0
+
+
+def test_what_a_failed_sequence_computed_is_used_by_nobody() -> None:
+    work = Workload(max_num_seqs=4, budget=256)
+    work.add(100, 4)
+    work.step()
+    work.abort(0, failed=True)
+    (second,) = work.add(100, 4)
+    work.drain()
+    assert second.num_cached_tokens == 0
+
+
+def test_drafts_are_dropped_when_budget_or_blocks_are_short() -> None:
+    work = Workload(max_num_seqs=2, budget=6, num_blocks=2)
+    work.add(5, 50)
+    work.step()
+    assert [chunk.draft_tokens for chunk in work.step(8, 8)] == [(7,) * 5]
+    while work.alive:
+        (chunk,) = work.step(4, 0)
+    assert chunk.start + chunk.num_step_tokens <= 64
 
 
 def test_a_block_manager_out_of_blocks_takes_nothing() -> None:
@@ -186,3 +161,26 @@ def test_a_block_manager_out_of_blocks_takes_nothing() -> None:
     with pytest.raises(CapacityError, match="2 KV-cache blocks asked, 1 free"):
         blocks.allocate(2)
     assert blocks.num_free == 1
+
+
+def test_the_contents_let_go_first_are_given_away_first_and_of_a_prefix_its_end() -> None:
+    blocks = BlockManager(4)
+    for name in (b"a", b"b"):
+        table = blocks.allocate(2)
+        for index, block in enumerate(table):
+            blocks.register(block, name + bytes([index]))
+        blocks.release(table)
+    assert blocks.num_free == blocks.num_retained == 4
+    blocks.allocate(1)
+    assert len(blocks.find([b"a\0", b"a\1"])) == 1
+    blocks.allocate(1)
+    assert blocks.find([b"a\0"]) == []
+    assert len(blocks.find([b"b\0", b"b\1"])) == 2
+
+
+def test_a_fresh_cache_is_used_from_its_beginning_and_freed_blocks_come_back_first() -> None:
+    blocks = BlockManager(100, retain=False)
+    first = blocks.allocate(3)
+    assert first == [0, 1, 2]
+    blocks.release(first)
+    assert set(blocks.allocate(4)) == {0, 1, 2, 3}

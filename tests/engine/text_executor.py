@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -62,3 +64,7 @@ class TextExecutor:
                 contexts.append(history.copy())
         rows = [logits_after(contexts[row]) for row in batch.logit_rows]
         return np.array(rows, dtype=np.float32).reshape(len(rows), VOCAB_SIZE)
+
+    def copy_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
+        for source, target in pairs:
+            self.cache[target] = self.cache[source]

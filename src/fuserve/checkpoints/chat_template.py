@@ -40,6 +40,11 @@ class ChatTemplate:
         self._file = file
         self._compiled: dict[str, jinja2.Template] = {}
 
+    @property
+    def source(self) -> str:
+        """The text of the template that is used with tools."""
+        return self._sources.get(_TOOL_TEMPLATE) or self._sources.get("default", "")
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

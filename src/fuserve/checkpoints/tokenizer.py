@@ -53,6 +53,11 @@ class Tokenizer:
         """Whether ``apply_chat_template`` can be used."""
         return self._chat_template is not None
 
+    @property
+    def chat_template_source(self) -> str:
+        """The text of the template that is used with tools; "" without a template."""
+        return "" if self._chat_template is None else self._chat_template.source
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of the text; special tokens written out in it count as such.
 
@@ -95,6 +100,11 @@ class Tokenizer:
         before = self._backend.decode(self._anchor, skip_special_tokens=False)
         both = self._backend.decode([*self._anchor, token_id], skip_special_tokens=False)
         return both[len(before) :]
+
+    def tokenizer_json(self) -> str:
+        """The tokenizer as a ``tokenizer.json``, added and special tokens included."""
+        text: str = self._backend.to_str()
+        return text
 
     def stream(
         self, prompt_ids: Sequence[int] = (), *, skip_special_tokens: bool = True

@@ -92,6 +92,10 @@ class ModelFlags:
     max_num_batched_tokens: Annotated[
         int | None, _model("--max-num-batched-tokens", help="Token budget of a step.", min=1)
     ] = None
+    kv_cache_bytes: Annotated[
+        int | None,
+        _model("--kv-cache-bytes", help="Memory for the KV cache; planned by default.", min=1),
+    ] = None
     threads: Annotated[
         int | None, _model("--threads", help="Threads; by default what the machine allows.", min=1)
     ] = None

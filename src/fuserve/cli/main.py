@@ -11,12 +11,14 @@ import typer
 from typer.core import TyperGroup
 
 from fuserve.cli.bench import latency
+from fuserve.cli.bench_serve import bench_serve
 from fuserve.cli.chat import chat
 from fuserve.cli.doctor import doctor
 from fuserve.cli.eval import perplexity
 from fuserve.cli.flags import DEBUG_KEY, expand_flags
 from fuserve.cli.generate import generate
 from fuserve.cli.info import info
+from fuserve.cli.serve import serve
 from fuserve.errors import FuserveError
 
 EXIT_USER_ERROR = 2
@@ -79,6 +81,7 @@ def _add(to: typer.Typer, name: str, command: Callable[..., None], example: str)
 
 _add(app, "generate", generate, 'fuserve generate --model demo "The capital of France is"')
 _add(app, "chat", chat, "fuserve chat --model demo --system 'Answer in one sentence.'")
+_add(app, "serve", serve, "fuserve serve --model demo --port 8000")
 _add(app, "info", info, "fuserve info demo --json")
 _add(app, "doctor", doctor, "fuserve doctor")
 _add(
@@ -86,6 +89,12 @@ _add(
     "latency",
     latency,
     "fuserve bench latency --model demo --prompt-tokens 512 --output-tokens 64 --batch 1,8,16",
+)
+_add(
+    bench,
+    "serve",
+    bench_serve,
+    "fuserve bench serve --base-url http://127.0.0.1:8000 --num-prompts 100 --request-rate 4",
 )
 _add(evaluate, "perplexity", perplexity, "fuserve eval perplexity --model demo --text book.txt")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,26 +131,27 @@ class NativeExecutor:
         self.packed_bytes = memory.nbytes
         reader = _PackedReader(memory, plan, self.spec, options.activations == "float")
         attention = self.spec.attention
-        cache = KVCache(
+        self._cache = KVCache(
             self.spec.num_layers,
             num_blocks,
             attention.num_kv_heads,
             attention.head_dim,
             int(cache_type(options, plan)),
         )
-        self.kv_cache_bytes = int(cache.bytes)
+        self.kv_cache_bytes = int(self._cache.bytes)
         model = _native_model(reader, self.spec, max_model_len)
         self.bytes_read_per_token = reader.bytes_read_per_token()
         self._pool = pool
-        self._decoder = _native.Decoder(self.isa, model, cache)
+        self._decoder = _native.Decoder(self.isa, model, self._cache)
 
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
-        """Run every layer over the batch; return logits.  # [rows, vocab]
+        """Run every layer over the batch; return logits, fill in hidden states.  # [rows, vocab]
 
         Raises:
             ValueError: the batch is inconsistent.
         """
         logits = np.empty((len(batch.logit_rows), self.spec.vocab_size), np.float32)
+        batch.hidden = np.empty((len(batch.hidden_rows), self.spec.hidden_size), np.float32)
         self._decoder.step(
             self._pool,
             batch.tokens,
@@ -158,12 +160,23 @@ class NativeExecutor:
             batch.block_tables,
             batch.logit_rows,
             logits,
+            batch.hidden_rows,
+            batch.hidden,
         )
         return logits
 
+    def copy_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Copy whole KV-cache blocks, each (from, to), in all layers.
+
+        Raises:
+            ValueError: there is no such block.
+        """
+        for source, target in pairs:
+            self._cache.copy_block(source, target)
+
     def close(self) -> None:
         """Stop the threads and let go of weights and cache."""
-        del self._decoder, self._pool
+        del self._decoder, self._cache, self._pool
 
 
 def cache_type(options: ExecutorOptions, plan: dict[str, PlannedTensor]) -> CacheType:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -11,12 +12,21 @@ import numpy.typing as npt
 from fuserve.architectures.spec import DecoderSpec
 from fuserve.kernels.cache import BLOCK_SIZE_TOKENS as BLOCK_SIZE_TOKENS
 
+def _no_rows() -> npt.NDArray[np.int32]:
+    return np.zeros(0, dtype=np.int32)
+
+
+def _no_hidden() -> npt.NDArray[np.float32]:
+    return np.zeros((0, 0), dtype=np.float32)
+
+
 @dataclass(slots=True)
 class StepBatch:
     """Any mix of prefill chunks and decode tokens of several sequences.
 
     The tokens of sequence ``s`` are ``tokens[query_starts[s]:query_starts[s + 1]]``; their
     positions are consecutive, and every earlier position of the sequence is in the cache already.
+    The executor sets ``hidden`` to the hidden states of ``hidden_rows``, after the last norm.
     """
 
     tokens: npt.NDArray[np.int32]  # [tokens]
@@ -24,6 +34,8 @@ class StepBatch:
     query_starts: npt.NDArray[np.int32]  # [sequences + 1]
     block_tables: npt.NDArray[np.int32]  # [sequences, blocks], padded with -1
     logit_rows: npt.NDArray[np.int32]  # [rows], indices into tokens
+    hidden_rows: npt.NDArray[np.int32] = field(default_factory=_no_rows)  # [hidden rows], as above
+    hidden: npt.NDArray[np.float32] = field(default_factory=_no_hidden)  # [hidden rows, hidden]
 
 
 class Executor(Protocol):
@@ -33,5 +45,9 @@ class Executor(Protocol):
     num_blocks: int
 
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
-        """Run every layer over the batch; return logits  # [rows, vocab]."""
+        """Run every layer over the batch; return logits  # [rows, vocab], set ``batch.hidden``."""
+        ...
+
+    def copy_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Copy whole KV-cache blocks, each (from, to), in all layers."""
         ...

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
-
-import numpy as np
-import numpy.typing as npt
 
 from fuserve.decoder.step import BLOCK_SIZE_TOKENS, Executor
 from fuserve.engine.admission import Limits
 from fuserve.engine.block_manager import BlockManager
+from fuserve.engine.contained_step import run_contained
+from fuserve.engine.embedding import Pooling
 from fuserve.engine.generation import Generation
+from fuserve.engine.guided import GuideCompiler
+from fuserve.engine.intake import Intake, Terms
 from fuserve.engine.outputs import RequestOutput, RequestUpdate
+from fuserve.engine.pace import Pace
+from fuserve.engine.prompt_scores import max_rows
 from fuserve.engine.request import Request
-from fuserve.engine.sampler import draw_seed
 from fuserve.engine.sampling_params import SamplingParams
+from fuserve.engine.schedule import Schedule
 from fuserve.engine.scheduler import Scheduler
 from fuserve.engine.sequence import Chunk, SequenceStatus
 from fuserve.engine.sequence import Sequence as TokenSequence
-from fuserve.engine.step_builder import build_step
+from fuserve.engine.stats import EngineStats, TokenTotals
+from fuserve.engine.step_builder import ChunkResults, build_step, split_rows
+from fuserve.engine.step_cost import StepCost, StepLoad
 from fuserve.engine.text_codec import TextCodec
-from fuserve.errors import FuserveError, InvalidRequestError, RequestFailedError
+from fuserve.errors import DeadlineError, FuserveError, InvalidRequestError, RequestFailedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,20 +39,43 @@ class EngineConfig:
         max_model_len: tokens of the longest sequence.
         max_num_seqs: completions computed together.
         max_num_batched_tokens: token budget of a step.
+        max_itl_ms: the longest a step with prompts may take while streams run; None keeps it near
+            the time of a step without.
+        enable_prefix_caching: let requests use what earlier ones left in the KV cache.
+        num_speculative_tokens: the most tokens guessed ahead in a step; 0 guesses none.
     """
 
     max_model_len: int
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 512
+    max_itl_ms: float | None = None
+    enable_prefix_caching: bool = True
+    num_speculative_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
             if getattr(self, name) < 1:
                 raise InvalidRequestError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.max_itl_ms is not None and not 0 < self.max_itl_ms < math.inf:
+            raise InvalidRequestError(f"max_itl_ms must be above 0, got {self.max_itl_ms}.")
+        if self.num_speculative_tokens < 0:
+            raise InvalidRequestError(
+                f"num_speculative_tokens must be at least 0, got {self.num_speculative_tokens}."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class LastStep:
+    """What the executor did last, and how long it took."""
+
+    load: StepLoad
+    execute_s: float
 
 
 class Engine:
-    """Runs many requests together. Not thread-safe: one thread adds, aborts and steps.
+    """Runs many requests together. Not thread-safe: one thread enqueues, aborts and steps.
+
+    ``check_request`` and ``prepare`` may be called from any thread.
 
     A request's tokens do not depend on what else runs. One that fails ends alone; the others do
     not notice.
@@ -57,6 +85,9 @@ class Engine:
         codec: the tokenizer; None generates token ids without text and knows no end of sequence.
         config: limits.
         clock: monotonic seconds.
+
+    Attributes:
+        last_step: None if the last ``step`` ran nothing.
     """
 
     def __init__(
@@ -69,22 +100,39 @@ class Engine:
     ) -> None:
         self._executor = executor
         self._codec = codec
+        self._config = config
         self._clock = clock
-        self._limits = Limits(
-            vocab_size=executor.spec.vocab_size,
-            max_model_len=config.max_model_len,
-            cache_tokens=executor.num_blocks * BLOCK_SIZE_TOKENS,
+        vocab_size = executor.spec.vocab_size
+        self._intake = Intake(
+            limits=Limits(
+                vocab_size=vocab_size,
+                max_model_len=config.max_model_len,
+                cache_tokens=executor.num_blocks * BLOCK_SIZE_TOKENS,
+            ),
+            guides=GuideCompiler(codec, vocab_size),
+            codec=codec,
+            num_speculative_tokens=config.num_speculative_tokens,
+            shares_prefixes=config.enable_prefix_caching,
+            clock=clock,
         )
-        self._blocks = BlockManager(executor.num_blocks)
+        self._blocks = BlockManager(executor.num_blocks, retain=config.enable_prefix_caching)
+        self._cost = StepCost()
+        max_itl_s = None if config.max_itl_ms is None else config.max_itl_ms * 1e-3
         self._scheduler = Scheduler(
             self._blocks,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            max_prompt_logits=max_rows(vocab_size),
+            pace=Pace(self._cost, max_itl_s),
         )
-        self._arrivals = count()
         self._requests: dict[str, Request] = {}
-        # Which completion a scheduled sequence belongs to.
-        self._owners: dict[TokenSequence, tuple[Request, Generation]] = {}
+        # Which completion a scheduled sequence belongs to; None where its prompt is embedded.
+        self._owners: dict[TokenSequence, tuple[Request, Generation | None]] = {}
+        self._totals = TokenTotals()
+        self._num_queued = 0  # requests that have not begun
+        self._num_queued_tokens = 0
+        self._next_deadline_s = math.inf  # none is earlier
+        self.last_step: LastStep | None = None
 
     @property
     def has_unfinished(self) -> bool:
@@ -106,9 +154,40 @@ class Engine:
         """KV-cache blocks that no request holds."""
         return self._blocks.num_free
 
+    @property
+    def num_queued_requests(self) -> int:
+        """Requests that have not begun."""
+        return self._num_queued
+
+    @property
+    def num_queued_tokens(self) -> int:
+        """Prompt tokens of the requests that have not begun."""
+        return self._num_queued_tokens
+
+    def stats(self) -> EngineStats:
+        """All figures of this moment. May be called from any thread."""
+        return EngineStats(
+            num_running=len(self._requests) - self._num_queued,
+            num_waiting=self._num_queued,
+            num_waiting_tokens=self._num_queued_tokens,
+            num_preemptions_total=self._scheduler.num_preemptions,
+            num_blocks=self._blocks.num_blocks,
+            num_free_blocks=self._blocks.num_free,
+            num_cached_blocks=self._blocks.num_retained,
+            prefix_query_tokens_total=self._scheduler.num_prefix_queries,
+            prefix_hit_tokens_total=self._scheduler.num_prefix_hits,
+            draft_tokens_total=self._totals.draft,
+            accepted_tokens_total=self._totals.accepted,
+            prompt_tokens_total=self._totals.prompt,
+            generation_tokens_total=self._totals.generation,
+        )
+
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
-        """Raise what ``add_request`` would, without adding."""
-        self._limits.check(prompt_token_ids, params)
+        """Raise what ``add_request`` would, without adding.
+
+        A constraint is compiled here, in the caller's thread, and kept for ``prepare``.
+        """
+        self._intake.check(prompt_token_ids, params)
 
     def add_request(
         self,
@@ -118,44 +197,106 @@ class Engine:
         request_id: str | None = None,
         prompt: str | None = None,
     ) -> str:
-        """Queue a request and return its id.
+        """Queue a request and return its id; ``prepare`` tells of arguments and errors."""
+        request = self.prepare(prompt_token_ids, params, request_id=request_id, prompt=prompt)
+        self.enqueue(request)
+        return request.request_id
+
+    def prepare(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        prompt: str | None = None,
+        priority: int = 0,
+        client: str = "",
+        timeout_s: float | None = None,
+    ) -> Request:
+        """Make a request, all but queue it. It arrives now.
 
         Args:
             prompt_token_ids: what the model reads.
             params: how to go on from there, and when to end.
             request_id: unique among the unfinished; None draws one.
             prompt: its text, for the output.
+            priority: the lower is served first.
+            client: shares the machine evenly with other clients of its priority.
+            timeout_s: when to give up, from now on.
 
         Raises:
-            InvalidRequestError: it could never be served, or the id is in use.
+            InvalidRequestError: it could never be served.
             CapacityError: the cache is too small for the prompt.
         """
-        self._limits.check(prompt_token_ids, params)
-        arrival = next(self._arrivals)
-        request_id = f"request-{arrival}" if request_id is None else request_id
-        if request_id in self._requests:
-            raise InvalidRequestError(f"The request id {request_id!r} is in use.")
-        request = Request(request_id, prompt, tuple(prompt_token_ids), params, self._clock())
-        seed = draw_seed() if params.seed is None else params.seed
-        for branch in range(params.n):
-            sequence = TokenSequence(
-                (arrival, branch), list(prompt_token_ids), len(prompt_token_ids)
-            )
-            generation = Generation(
-                branch,
-                sequence,
-                params,
-                seed=seed,
-                max_len=self._limits.max_len(len(prompt_token_ids), params),
-                codec=self._codec,
-            )
-            request.generations.append(generation)
-            self._owners[sequence] = (request, generation)
-        leader, *followers = [generation.sequence for generation in request.generations]
+        terms = Terms(request_id, prompt, priority, client, timeout_s)
+        return self._intake.completions(prompt_token_ids, params, terms)
+
+    def check_embedding(self, prompt_token_ids: Sequence[int]) -> None:
+        """Raise what ``prepare_embedding`` would, but for the pooling. Any thread may call it."""
+        self._intake.check_embedding(prompt_token_ids)
+
+    def add_embedding(
+        self,
+        prompt_token_ids: Sequence[int],
+        pooling: Pooling,
+        *,
+        normalize: bool = True,
+        request_id: str | None = None,
+        prompt: str | None = None,
+    ) -> str:
+        """Queue a prompt to be embedded and return the request's id.
+
+        ``prepare_embedding`` tells of arguments and errors.
+        """
+        terms = Terms(request_id, prompt)
+        request = self.prepare_embedding(prompt_token_ids, pooling, terms, normalize=normalize)
+        self.enqueue(request)
+        return request.request_id
+
+    def prepare_embedding(
+        self,
+        prompt_token_ids: Sequence[int],
+        pooling: Pooling,
+        terms: Terms,
+        *,
+        normalize: bool = True,
+    ) -> Request:
+        """Make a request for an embedding, all but queue it.
+
+        Its ``RequestOutput`` has an ``embedding`` and no ``outputs``.
+
+        Args:
+            prompt_token_ids: what the model reads.
+            pooling: of the hidden states of all tokens: their mean, or the last.
+            terms: as of ``prepare``.
+            normalize: to unit length.
+
+        Raises:
+            InvalidRequestError: it could never be served, or the pooling is not known.
+            CapacityError: the cache is too small for the prompt.
+        """
+        return self._intake.embedding(prompt_token_ids, pooling, normalize, terms)
+
+    def enqueue(self, request: Request) -> None:
+        """Queue a prepared request.
+
+        Raises:
+            InvalidRequestError: its id is in use.
+        """
+        if request.request_id in self._requests:
+            raise InvalidRequestError(f"The request id {request.request_id!r} is in use.")
+        self._requests[request.request_id] = request
+        self._num_queued += 1
+        self._num_queued_tokens += len(request.prompt_token_ids)
+        if request.deadline_s is not None:
+            self._next_deadline_s = min(self._next_deadline_s, request.deadline_s)
+        if request.reader is not None:
+            self._owners[request.reader] = (request, None)
+        for generation in request.generations:
+            self._owners[generation.sequence] = (request, generation)
+        leader, *followers = request.sequences
         leader.followers = followers
-        self._requests[request_id] = request
         self._scheduler.add(leader)
-        return request_id
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request now and free its blocks; None if it is unknown or has ended."""
@@ -167,63 +308,158 @@ class Engine:
                 generation.end("abort")
         return self._retire(request)
 
+    def abort_all(self) -> list[RequestUpdate]:
+        """End all requests now."""
+        outputs = [self.abort(request_id) for request_id in list(self._requests)]
+        return [RequestUpdate(o.request_id, [], o) for o in outputs if o is not None]
+
+    def fail_all(self, error: FuserveError) -> list[RequestUpdate]:
+        """End all requests with an error."""
+        updates = [RequestUpdate(request_id, []) for request_id in self._requests]
+        for update in updates:
+            self._fail(self._requests[update.request_id], update, error)
+        return updates
+
     def step(self) -> list[RequestUpdate]:
         """Run one step of the model; return what it did to each request it touched.
 
-        If the executor fails, the requests of this step end with an error; others go on.
+        If the executor fails, the chunks of this step are run one by one, and the requests whose
+        chunks fail again end with an error; all others go on.
         """
-        chunks = self._scheduler.schedule()
-        if not chunks:
-            return []
-        now_s = self._clock()
-        for chunk in chunks:
-            request, _ = self._owners[chunk.sequence]
-            if request.scheduled_s is None:
-                request.scheduled_s = now_s
-        try:
-            logits = self._executor.step(build_step(chunks))
-        except Exception as error:
-            return self._fail_step(chunks, error)
-        self._scheduler.advance(chunks)
-        updates: dict[str, RequestUpdate] = {}
-        sampling = [chunk for chunk in chunks if chunk.samples]
-        for chunk, row in zip(sampling, logits, strict=True):
-            self._advance(chunk.sequence, row, updates)
+        updates = self._expire()
+        self.last_step = None
+        schedule = self._scheduler.schedule()
+        if schedule.chunks:
+            self._begin(schedule.chunks)
+            self._run(schedule, updates)
         return list(updates.values())
 
-    def _advance(
-        self,
-        sequence: TokenSequence,
-        logits: npt.NDArray[np.float32],
-        updates: dict[str, RequestUpdate],
-    ) -> None:
-        """Choose a sequence's next token, unless its request has failed in this very step."""
+    def _run(self, schedule: Schedule, updates: dict[str, RequestUpdate]) -> None:
+        def execute(chunks: list[Chunk]) -> list[ChunkResults]:
+            batch = build_step(chunks)
+            return split_rows(chunks, self._executor.step(batch), batch.hidden)
+
+        started_s = self._clock()
+        if schedule.copies:
+            self._executor.copy_blocks(schedule.copies)
+        outcome = run_contained(execute, schedule.chunks)
+        self.last_step = LastStep(schedule.load, self._clock() - started_s)
+        if not outcome.failed and not schedule.copies:
+            self._cost.observe(schedule.load, self.last_step.execute_s)
+        for chunk, error in outcome.failed:
+            self._fail_sequence(chunk.sequence, error, updates)
+        for chunks, results in outcome.done:
+            self._scheduler.advance(
+                chunk for chunk in chunks if chunk.sequence.status is SequenceStatus.RUNNING
+            )
+            for of_chunk in results:
+                self._read(of_chunk, updates)
+
+    def _begin(self, chunks: list[Chunk]) -> None:
+        """Note which requests are in a step for the first time."""
+        for chunk in chunks:
+            request, _ = self._owners[chunk.sequence]
+            if not request.has_begun:
+                request.scheduled_s = self._clock()
+                self._unqueue(request)
+                self._totals.prompt += len(request.prompt_token_ids)
+
+    def _unqueue(self, request: Request) -> None:
+        self._num_queued -= 1
+        self._num_queued_tokens -= len(request.prompt_token_ids)
+
+    def _expire(self) -> dict[str, RequestUpdate]:
+        """End the requests whose time is over."""
+        updates: dict[str, RequestUpdate] = {}
+        now_s = self._clock()
+        if now_s < self._next_deadline_s:
+            return updates
+        self._next_deadline_s = math.inf
+        for request in list(self._requests.values()):
+            if request.deadline_s is None:
+                continue
+            if request.deadline_s > now_s:
+                self._next_deadline_s = min(self._next_deadline_s, request.deadline_s)
+                continue
+            update = updates[request.request_id] = RequestUpdate(request.request_id, [])
+            timeout_s = request.deadline_s - request.arrival_s
+            message = f"{request.request_id} did not end within its {timeout_s:g} s."
+            self._fail(request, update, DeadlineError(message), keep_cached=True)
+        return updates
+
+    def _read(self, results: ChunkResults, updates: dict[str, RequestUpdate]) -> None:
+        """Give what a step computed to the request, unless it has failed in this very step."""
+        sequence = results.chunk.sequence
         if sequence.status is SequenceStatus.FINISHED:
             return
         request, generation = self._owners[sequence]
-        update = updates.setdefault(request.request_id, RequestUpdate(request.request_id, []))
+        update = updates.get(request.request_id) or RequestUpdate(request.request_id, [])
         try:
-            update.pieces.append(generation.advance(logits))
+            if request.prompt_scores is not None:
+                request.prompt_scores.read(results.prompt_logits)
+            if request.embedding is not None:
+                request.embedding.read(results.prompt_hidden)
+            if generation is not None and results.chunk.samples:
+                self._choose(request, generation, results, update)
         except Exception as error:
             self._fail(request, update, error)
-            return
-        if request.first_token_s is None:
-            request.first_token_s = self._clock()
-        if request.finished:
-            update.output = self._retire(request)
-        elif generation.finish_reason is not None:
-            self._release(sequence)
+        else:
+            if request.finished:
+                update.output = self._retire(request)
+            elif generation is not None and generation.finish_reason is not None:
+                self._release(sequence)
+        if update.pieces or update.output is not None:
+            updates[request.request_id] = update
 
-    def _fail_step(self, chunks: list[Chunk], error: Exception) -> list[RequestUpdate]:
-        failure = RequestFailedError(f"The model's step failed: {error!r}")
+    def _choose(
+        self,
+        request: Request,
+        generation: Generation,
+        results: ChunkResults,
+        update: RequestUpdate,
+    ) -> None:
+        """The next token, and one more for each draft that proves right."""
+        drafts = results.chunk.draft_tokens
+        num_accepted = 0
+        for row, draft in zip(results.next_logits, (*drafts, None), strict=True):
+            piece = generation.advance(row)
+            update.pieces.append(piece)
+            self._totals.generation += 1
+            if request.first_token_s is None:
+                request.first_token_s = self._clock()
+                if request.prompt_scores is not None:
+                    update.prompt_logprobs = request.prompt_scores.entries
+            num_accepted += piece.token_ids[-1] == draft
+            if generation.finish_reason is not None or piece.token_ids[-1] != draft:
+                break
+        self._scheduler.accept(generation.sequence, num_accepted)
+        generation.learn(len(drafts), num_accepted)
+        self._totals.draft += len(drafts)
+        self._totals.accepted += num_accepted
+        generation.sequence.draft_tokens = generation.propose(self._scheduler.num_running)
+
+    def _fail_sequence(
+        self, sequence: TokenSequence, error: Exception, updates: dict[str, RequestUpdate]
+    ) -> None:
+        """End the request of a sequence that the executor could not compute."""
+        if sequence.status is SequenceStatus.FINISHED:
+            return  # another completion of the request has failed before
+        request, _ = self._owners[sequence]
+        failure = RequestFailedError(
+            f"The model's step failed, and {request.request_id} with it: {error!r}"
+        )
         failure.__cause__ = error
-        requests = {self._owners[c.sequence][0].request_id for c in chunks}
-        updates = [RequestUpdate(request_id, []) for request_id in sorted(requests)]
-        for update in updates:
-            self._fail(self._requests[update.request_id], update, failure)
-        return updates
+        update = updates.setdefault(request.request_id, RequestUpdate(request.request_id, []))
+        self._fail(request, update, failure)
 
-    def _fail(self, request: Request, update: RequestUpdate, error: Exception) -> None:
+    def _fail(
+        self,
+        request: Request,
+        update: RequestUpdate,
+        error: Exception,
+        *,
+        keep_cached: bool = False,
+    ) -> None:
         """End a request with an error; the cause of an unexpected one is kept."""
         failure = error if isinstance(error, FuserveError) else RequestFailedError(repr(error))
         if failure is not error:
@@ -231,15 +467,19 @@ class Engine:
         for generation in request.generations:
             if generation.finish_reason is None:
                 update.pieces.append(generation.end("error"))
-        update.output = self._retire(request, failure)
+        update.output = self._retire(request, failure, keep_cached=keep_cached)
 
-    def _retire(self, request: Request, error: FuserveError | None = None) -> RequestOutput:
-        for generation in request.generations:
-            self._release(generation.sequence)
+    def _retire(
+        self, request: Request, error: FuserveError | None = None, *, keep_cached: bool = True
+    ) -> RequestOutput:
+        for sequence in request.sequences:
+            self._release(sequence, keep_cached=keep_cached)
+        if not request.has_begun:
+            self._unqueue(request)
         del self._requests[request.request_id]
         return request.output(self._clock(), error)
 
-    def _release(self, sequence: TokenSequence) -> None:
+    def _release(self, sequence: TokenSequence, *, keep_cached: bool = True) -> None:
         if sequence.status is not SequenceStatus.FINISHED:
-            self._scheduler.finish(sequence)
+            self._scheduler.finish(sequence, failed=not keep_cached)
             del self._owners[sequence]

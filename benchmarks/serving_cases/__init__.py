@@ -1,0 +1,1 @@
+"""What `benchmarks/serving_peers.py` and `benchmarks/soak.py` measure: servers and loads."""

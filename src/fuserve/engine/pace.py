@@ -1,0 +1,70 @@
+"""Pace: how much of a step prompts may take, so that running streams keep flowing."""
+
+from __future__ import annotations
+
+from fuserve.engine.step_cost import StepCost, StepLoad
+
+MIXED_STEP_RATIO = 2.5
+"""A step with prompts may take this many times one without, unless a limit in ms is given.
+
+Streams then see no gap of three times their usual one.
+"""
+
+_MIN_PREFILL_SHARE = 0.1  # of the decoding time: an impossible limit must not stop prompts
+_UNMEASURED_TOKENS = 32  # of prompts beside running streams, before the machine's speed is known
+
+
+class Pace:
+    """Limits the prompts' part of each step.
+
+    Args:
+        cost: what steps take on this machine; observed by whoever runs them.
+        max_itl_s: the longest step while streams run; None is ``MIXED_STEP_RATIO``.
+    """
+
+    def __init__(self, cost: StepCost, max_itl_s: float | None = None) -> None:
+        self._cost = cost
+        self._max_itl_s = max_itl_s
+
+    def room(self, decoding: StepLoad) -> PrefillRoom:
+        """The room for prompts in a step that decodes this."""
+        if decoding.num_decode_tokens == 0:
+            return PrefillRoom(self._cost)
+        if not self._cost.knows_mixed_steps:
+            return PrefillRoom(self._cost, tokens=_UNMEASURED_TOKENS)
+        decode_s = self._cost.seconds(decoding)
+        limit_s = MIXED_STEP_RATIO * decode_s if self._max_itl_s is None else self._max_itl_s
+        return PrefillRoom(
+            self._cost, seconds=max(limit_s - decode_s, _MIN_PREFILL_SHARE * decode_s)
+        )
+
+
+class PrefillRoom:
+    """What is left for prompts in one step: tokens, seconds, or neither limit.
+
+    The first chunk gets a token at least, so that a prompt always advances.
+    """
+
+    def __init__(
+        self, cost: StepCost, *, seconds: float | None = None, tokens: int | None = None
+    ) -> None:
+        self._cost = cost
+        self._seconds = seconds
+        self._tokens = tokens
+        self._untouched = True
+
+    def fits(self, start: int, num_tokens: int) -> int:
+        """How many of a prompt's next tokens, from position ``start`` on, there is room for."""
+        if self._seconds is not None:
+            num_tokens = min(num_tokens, self._cost.prefill_tokens(self._seconds, start))
+        if self._tokens is not None:
+            num_tokens = min(num_tokens, self._tokens)
+        return max(num_tokens, 1) if self._untouched else num_tokens
+
+    def take(self, start: int, num_tokens: int) -> None:
+        """Use room for a chunk."""
+        self._untouched = False
+        if self._seconds is not None:
+            self._seconds -= self._cost.prefill_seconds(start, num_tokens)
+        if self._tokens is not None:
+            self._tokens -= num_tokens

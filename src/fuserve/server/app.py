@@ -1,0 +1,106 @@
+"""The FastAPI application: routes, errors, and what every request passes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+from fuserve.checkpoints import Tokenizer
+from fuserve.engine.async_engine import AsyncEngine
+from fuserve.errors import FuserveError
+from fuserve.server.api_keys import ApiKeys
+from fuserve.server.chat import chat_router
+from fuserve.server.completions import completion_router
+from fuserve.server.config import ServedModel, ServerConfig
+from fuserve.server.context import ServerContext
+from fuserve.server.embeddings import embedding_router
+from fuserve.server.failures import answer_to
+from fuserve.server.gate import Gate
+from fuserve.server.metrics import ServerMetrics
+from fuserve.server.operations import operation_router
+from fuserve.server.tokens import token_router
+from fuserve.server.tracing import Tracer
+
+
+def create_app(
+    engine: AsyncEngine,
+    tokenizer: Tokenizer,
+    model: ServedModel,
+    config: ServerConfig,
+    metrics: ServerMetrics | None = None,
+) -> FastAPI:
+    """The application for one engine. ``app.state.context`` is its ``ServerContext``.
+
+    Args:
+        engine: started by the caller, who also drains it.
+        tokenizer: the model's.
+        model: how the model is named, and its limits.
+        config: limits, keys, logs.
+        metrics: the engine's observer, where it has one.
+
+    Raises:
+        MissingExtraError: spans are to be sent, but OpenTelemetry is not installed.
+    """
+    metrics = metrics or ServerMetrics(model.name)
+    metrics.watch(engine.stats)
+    context = ServerContext(engine, tokenizer, model, config, metrics)
+    tracer = None if config.otlp_endpoint is None else Tracer(config.otlp_endpoint)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        if tracer is not None:
+            tracer.close()
+
+    # No pages of documentation: FastAPI's load scripts from the network.
+    app = FastAPI(
+        title="fuserve", docs_url=None, redoc_url=None, lifespan=lifespan, strict_content_type=False
+    )
+    app.state.context = context
+    for error in (FuserveError, HTTPException, RequestValidationError):
+        app.add_exception_handler(error, _answer_error)
+    for router in (chat_router, completion_router, embedding_router, token_router):
+        app.include_router(router(context))
+    app.include_router(operation_router(context))
+    playground = str(files("fuserve.server") / "playground")
+    app.mount("/", _Page(directory=playground, html=True), name="playground")
+    app.add_middleware(
+        Gate,
+        keys=ApiKeys(config.api_keys),
+        max_body_bytes=config.max_body_bytes,
+        metrics=metrics,
+        tracer=tracer,
+    )
+    if config.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-Id", "Retry-After"],
+        )
+    return app
+
+
+class _Page(StaticFiles):
+    """The playground, at every path that is not the API's."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """A file; nothing else can be done to it, so a POST has found nothing."""
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(404, "There is nothing at this path. The API is under /v1.")
+        return await super().get_response(path, scope)
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    return answer_to(error, request.scope).response()

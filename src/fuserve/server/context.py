@@ -1,0 +1,57 @@
+"""What all endpoints of one server share."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from fuserve.checkpoints import Tokenizer
+from fuserve.engine.async_engine import AsyncEngine
+from fuserve.server.config import ServedModel, ServerConfig
+from fuserve.server.errors import ApiError
+from fuserve.server.metrics import ServerMetrics
+
+_LONG_TEXT_CHARS = 8192
+
+
+@dataclass(slots=True)
+class ServerContext:
+    """The engine, the model, and whether the server is leaving.
+
+    Attributes:
+        draining: no new requests are taken; ``/ready`` says so.
+    """
+
+    engine: AsyncEngine
+    tokenizer: Tokenizer
+    model: ServedModel
+    config: ServerConfig
+    metrics: ServerMetrics
+    draining: bool = False
+
+    def check_model(self, name: str | None) -> None:
+        """Raise a 404 unless the request means the model that is served.
+
+        Raises:
+            ApiError: it names another one.
+        """
+        if name is not None and name not in self.model.names:
+            known = ", ".join(self.model.names)
+            raise ApiError(
+                404,
+                f"The model {name!r} does not exist. This server has: {known}.",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids; a long text is encoded beside the event loop.
+
+        Raises:
+            InvalidRequestError: it is not Unicode text.
+        """
+        if len(text) < _LONG_TEXT_CHARS:
+            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return await asyncio.to_thread(
+            self.tokenizer.encode, text, add_special_tokens=add_special_tokens
+        )

@@ -1,0 +1,90 @@
+// The server's API: its models, and answers that arrive piece by piece.
+
+/** What the API answered instead of a result. */
+export class ApiError extends Error {
+  /** @param {string} message @param {number} status 0 where no answer came */
+  constructor(message, status = 0, details = []) {
+    super(message);
+    this.status = status;
+    this.details = details;
+  }
+}
+
+/** The name of the first model. */
+export async function firstModel(apiKey) {
+  const response = await request("v1/models", { headers: authorization(apiKey) });
+  const { data } = await response.json();
+  if (!data?.length) throw new ApiError("The server lists no model.");
+  return data[0].id;
+}
+
+/**
+ * Stream the answer to a chat.
+ * @yields {{text: string, finishReason: ?string, usage: ?object}}
+ */
+export async function* streamChat(body, apiKey, signal) {
+  const response = await request("v1/chat/completions", {
+    method: "POST",
+    headers: { "content-type": "application/json", ...authorization(apiKey) },
+    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
+    signal,
+  });
+  for await (const data of events(response.body)) {
+    if (data === "[DONE]") return;
+    const event = JSON.parse(data);
+    if (event.error) throw new ApiError(event.error.message ?? String(event.error));
+    const choice = event.choices?.[0];
+    yield {
+      text: choice?.delta?.content ?? "",
+      finishReason: choice?.finish_reason ?? null,
+      usage: event.usage ?? null,
+    };
+  }
+  throw new ApiError("The connection ended before the answer did.");
+}
+
+const authorization = (apiKey) => (apiKey ? { authorization: `Bearer ${apiKey}` } : {});
+
+async function request(path, options) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new ApiError("The server cannot be reached.");
+  }
+  if (!response.ok) throw await apiError(response);
+  return response;
+}
+
+/** An error in OpenAI's shape, or whatever else came. */
+async function apiError(response) {
+  const { error } = await response.json().catch(() => ({}));
+  const details = [`status ${response.status}`];
+  const retryAfter = response.headers.get("retry-after");
+  if (retryAfter) details.push(`try again in ${retryAfter} s`);
+  const requestId = response.headers.get("x-request-id");
+  if (requestId) details.push(`request ${requestId}`);
+  return new ApiError(
+    error?.message ?? (response.statusText || "The server refused."), response.status, details);
+}
+
+/** The data of each server-sent event. */
+async function* events(stream) {
+  let rest = "";
+  const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
+  try {
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) return;
+      const parts = (rest + value).split(/\r?\n\r?\n/);
+      rest = parts.pop();
+      for (const part of parts) {
+        const data = part.split(/\r?\n/).filter((line) => line.startsWith("data:"));
+        if (data.length) yield data.map((line) => line.slice(5).trimStart()).join("\n");
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}

@@ -1,0 +1,1 @@
+"""Bodies of requests: OpenAI's fields, and vLLM's beside them. Unknown fields are ignored."""
