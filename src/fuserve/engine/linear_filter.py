@@ -1,4 +1,4 @@
-"""LinearFilter: coefficients of a linear cost that drift, learned from one measurement at a time."""
+"""LinearFilter: non-negative coefficients that drift, learned from one measurement at a time."""
 
 from __future__ import annotations
 
@@ -38,8 +38,20 @@ class LinearFilter:
         limit = _OUTLIER * variance**0.5
         surprise = min(max(measured - float(x @ self._mean), -limit), limit)
         self._mean += gain * (surprise / variance)
-        self.coefficients = [max(value, 0.0) for value in self._mean.tolist()]
         self._covariance -= np.outer(gain, gain) / variance
+        self._lift_negative()
+        self.coefficients = self._mean.tolist()
         self._covariance.flat[:: len(x) + 1] += (_DRIFT * self._mean) ** 2 + 1e-12
         excess = np.sqrt(np.maximum(self._covariance.diagonal() / self._prior, 1.0))
         self._covariance /= np.outer(excess, excess)
+
+    def _lift_negative(self) -> None:
+        """Set negative coefficients to zero; the others make up for them as far as they can."""
+        for _ in self.coefficients:
+            lowest = int(self._mean.argmin())
+            if self._mean[lowest] >= 0:
+                return
+            covariance = self._covariance[lowest]
+            self._mean -= covariance * (self._mean[lowest] / covariance[lowest])
+            self._mean[lowest] = 0.0
+        np.maximum(self._mean, 0.0, out=self._mean)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fuserve.engine.step_cost import StepCost, StepLoad
 
-MIXED_STEP_RATIO = 2.5
+MIXED_STEP_RATIO = 2.0
 """A step with prompts may take this many times one without, unless a limit in ms is given.
 
-Streams then see no gap of three times their usual one.
+Streams then see no gap of three times their usual one, noise of the machine included.
 """
 
 _MIN_PREFILL_SHARE = 0.1  # of the decoding time: an impossible limit must not stop prompts
