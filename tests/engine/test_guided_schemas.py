@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuserve.engine.guided import GuidedDecoding, GuideCompiler
+from fuserve.engine.guided import GuideCompiler, GuidedDecoding
 from fuserve.engine.sampling_params import SamplingParams
 from fuserve.errors import InvalidRequestError
 from tests.engine.driving import make_engine, run_together
@@ -53,7 +53,10 @@ names = st.sampled_from(["a", "b", "a b", 'q"', "ü"])
 def arrays(items: st.SearchStrategy[Schema]) -> st.SearchStrategy[Schema]:
     return st.fixed_dictionaries(
         {"type": st.just("array"), "items": items, "maxItems": st.integers(1, 3)},
-        optional={"minItems": st.integers(0, 1), "prefixItems": st.lists(items, min_size=1, max_size=2)},
+        optional={
+            "minItems": st.integers(0, 1),
+            "prefixItems": st.lists(items, min_size=1, max_size=2),
+        },
     )
 
 
