@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 
 import numpy as np
@@ -23,10 +24,12 @@ from fuserve.engine.engine import Engine, EngineConfig
 from fuserve.engine.outputs import RequestOutput
 from fuserve.engine.sampling_params import SamplingParams
 
+PASSAGE = (Path(__file__).parent.parent / "tests" / "data" / "prose.txt").read_text()[:1500]
 LIST = ", ".join(f"item {number}: apples and pears" for number in range(1, 25))
-QUESTIONS = {
-    "repeat a list": f"Repeat this list word for word, nothing else:\n{LIST}",
-    "prose": "Write a long story about a lighthouse keeper who finds a map.",
+PROMPTS = {
+    "quoting a passage": f"{PASSAGE}\n\n{PASSAGE}\n\n{PASSAGE[:100]}",
+    "counting in a list": f"{LIST}, item",
+    "prose": "The lighthouse keeper found an old map in the",
 }
 NUM_GUESSES = 8
 CONTEXT = 256
@@ -53,19 +56,19 @@ def main() -> None:
     tokenizer = load_tokenizer(model.checkpoint)
     costs = token_costs(model, given.repeat)
     print("time of a step by its tokens: " + ", ".join(f"{n}: {c:.2f}" for n, c in costs.items()))
-    for name, question in QUESTIONS.items():
+    for name, prompt in PROMPTS.items():
         for temperature in (0.0, 0.7):
             params = SamplingParams(
                 temperature=temperature, seed=1, max_tokens=given.max_tokens, ignore_eos=True
             )
-            compare(name, model, tokenizer, question, params, given.repeat)
+            compare(name, model, tokenizer, prompt, params, given.repeat)
 
 
 def compare(
     name: str,
     model: LoadedModel,
     tokenizer: Tokenizer,
-    question: str,
+    prompt: str,
     params: SamplingParams,
     repeat: int,
 ) -> None:
@@ -73,7 +76,7 @@ def compare(
     runs: dict[int, list[Run]] = {0: [], NUM_GUESSES: []}
     for _ in range(repeat):
         for num_guesses, done in runs.items():
-            done.append(ask(model, tokenizer, question, params, num_guesses))
+            done.append(complete(model, tokenizer, prompt, params, num_guesses))
     plain, guessed = (median(run.tokens_per_s for run in done) for done in runs.values())
     output = runs[NUM_GUESSES][0].output
     assert output.outputs == runs[0][0].output.outputs, "guessing has changed the tokens"
@@ -84,18 +87,17 @@ def compare(
     )
 
 
-def ask(
+def complete(
     model: LoadedModel,
     tokenizer: Tokenizer,
-    question: str,
+    prompt: str,
     params: SamplingParams,
     num_guesses: int,
 ) -> Run:
-    """Answer once, on an engine of its own."""
+    """Complete once, on an engine of its own."""
     config = EngineConfig(model.max_model_len, num_speculative_tokens=num_guesses)
     engine = Engine(model.executor, tokenizer, config)
-    text = tokenizer.apply_chat_template([{"role": "user", "content": question}])
-    engine.add_request(tokenizer.encode(text, add_special_tokens=False), params)
+    engine.add_request(tokenizer.encode(prompt), params)
     while True:
         for update in engine.step():
             if update.output is not None:
