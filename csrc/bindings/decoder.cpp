@@ -161,6 +161,9 @@ void check_sequences(const DecoderHandle& self, const Step& step) {
   for (int r = 0; r < step.num_logit_rows; ++r)
     require(step.logit_rows[r] >= 0 && step.logit_rows[r] < step.num_tokens,
             "a logit row is out of range");
+  for (int r = 0; r < step.num_hidden_rows; ++r)
+    require(step.hidden_rows[r] >= 0 && step.hidden_rows[r] < step.num_tokens,
+            "a hidden row is out of range");
 }
 
 }  // namespace
@@ -190,7 +193,8 @@ void bind_decoder(nb::module_& m) {
           [](DecoderHandle& self, ThreadPool& pool, Array<const std::int32_t, 1> tokens,
              Array<const std::int32_t, 1> positions, Array<const std::int32_t, 1> query_starts,
              Array<const std::int32_t, 2> block_tables, Array<const std::int32_t, 1> logit_rows,
-             Array<float, 2> logits) {
+             Array<float, 2> logits, Array<const std::int32_t, 1> hidden_rows,
+             Array<float, 2> hidden) {
             Step step;
             step.num_tokens = static_cast<int>(tokens.size());
             step.num_sequences = static_cast<int>(query_starts.size()) - 1;
@@ -202,6 +206,9 @@ void bind_decoder(nb::module_& m) {
             step.block_tables = block_tables.data();
             step.logit_rows = logit_rows.data();
             step.logits = logits.data();
+            step.num_hidden_rows = static_cast<int>(hidden_rows.size());
+            step.hidden_rows = hidden_rows.data();
+            step.hidden = hidden.data();
             require(step.num_tokens > 0 && positions.size() == tokens.size(),
                     "positions must be as many as tokens, at least one");
             require(step.num_sequences >= 1 &&
@@ -210,10 +217,14 @@ void bind_decoder(nb::module_& m) {
             require(logits.shape(0) == logit_rows.size() &&
                         logits.shape(1) == static_cast<size_t>(self.model.vocab_size),
                     "logits must be [rows, vocabulary]");
+            require(hidden.shape(0) == hidden_rows.size() &&
+                        hidden.shape(1) == static_cast<size_t>(self.model.hidden_size),
+                    "hidden must be [rows, hidden size]");
             check_sequences(self, step);
             const nb::gil_scoped_release release;
             self.decoder->step(step, pool);
           },
           nb::arg("pool"), nb::arg("tokens"), nb::arg("positions"), nb::arg("query_starts"),
-          nb::arg("block_tables"), nb::arg("logit_rows"), nb::arg("logits"));
+          nb::arg("block_tables"), nb::arg("logit_rows"), nb::arg("logits"), nb::arg("hidden_rows"),
+          nb::arg("hidden"));
 }

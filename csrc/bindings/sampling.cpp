@@ -65,6 +65,8 @@ void require_options(const Options& options, std::size_t vocabulary, double u) {
           "seen_ids and seen_counts must have the same length");
   require(options.bias.ids.size() == options.bias.values.size(),
           "bias_ids and bias_values must have the same length");
+  require(options.allowed.empty() || options.allowed.size() == (vocabulary + 31) / 32,
+          "allowed must have a bit for each token: ceil(vocabulary / 32) words, or none");
   require(u >= 0.0 && u < 1.0, "u must lie in [0, 1)");
   require_ids(penalties.ids, vocabulary, "seen_ids");
   require_ids(options.bias.ids, vocabulary, "bias_ids");
@@ -90,7 +92,8 @@ nb::tuple sample(const Vector<float>& logits, double u, float temperature, std::
                  double top_p, float min_p, float repetition_penalty, float presence_penalty,
                  float frequency_penalty, const Vector<std::int32_t>& seen_ids,
                  const Vector<std::int32_t>& seen_counts, const Vector<std::int32_t>& bias_ids,
-                 const Vector<float>& bias_values, std::int32_t num_logprobs) {
+                 const Vector<float>& bias_values, const Vector<std::int32_t>& allowed,
+                 std::int32_t num_logprobs) {
   const std::span<const float> row = view(logits);
   require_row(row);
   Options options;
@@ -105,6 +108,7 @@ nb::tuple sample(const Vector<float>& logits, double u, float temperature, std::
   options.penalties.counts = view(seen_counts);
   options.bias.ids = view(bias_ids);
   options.bias.values = view(bias_values);
+  options.allowed = view(allowed);
   options.num_logprobs = num_logprobs;
   require_options(options, row.size(), u);
   Choice choice;
@@ -115,16 +119,31 @@ nb::tuple sample(const Vector<float>& logits, double u, float temperature, std::
   return as_tuple(choice);
 }
 
+nb::tuple score(const Vector<float>& logits, std::int32_t token, std::int32_t num_logprobs) {
+  const std::span<const float> row = view(logits);
+  require_row(row);
+  require_ids({&token, 1}, row.size(), "token");
+  Choice choice;
+  {
+    nb::gil_scoped_release unlocked;
+    choice = fuserve::sampling::score(row, token, num_logprobs);
+  }
+  return as_tuple(choice);
+}
+
 }  // namespace
 
 void bind_sampling(nb::module_& m) {
   m.def("greedy_token", &greedy, nb::arg("logits").noconvert(),
         "(status, token) of the largest logit.");
+  m.def("score_token", &score, nb::arg("logits").noconvert(), nb::arg("token"),
+        nb::arg("num_logprobs"),
+        "(status, token, logprob, rank, top ids, top logprobs) of a given token.");
   m.def("sample_token", &sample, nb::arg("logits").noconvert(), nb::arg("u"),
         nb::arg("temperature"), nb::arg("top_k"), nb::arg("top_p"), nb::arg("min_p"),
         nb::arg("repetition_penalty"), nb::arg("presence_penalty"), nb::arg("frequency_penalty"),
         nb::arg("seen_ids").noconvert(), nb::arg("seen_counts").noconvert(),
         nb::arg("bias_ids").noconvert(), nb::arg("bias_values").noconvert(),
-        nb::arg("num_logprobs"),
+        nb::arg("allowed").noconvert(), nb::arg("num_logprobs"),
         "(status, token, logprob, rank, top ids, top logprobs) of one sampled token.");
 }

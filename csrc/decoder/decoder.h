@@ -64,6 +64,9 @@ struct Step {
   const std::int32_t* block_tables = nullptr;  // [num_sequences, table_width]
   const std::int32_t* logit_rows = nullptr;    // [num_logit_rows]
   float* logits = nullptr;                     // [num_logit_rows, vocab_size]
+  int num_hidden_rows = 0;
+  const std::int32_t* hidden_rows = nullptr;  // [num_hidden_rows]
+  float* hidden = nullptr;                    // [num_hidden_rows, hidden_size], after the last norm
 };
 
 class Decoder {

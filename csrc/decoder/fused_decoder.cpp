@@ -44,6 +44,7 @@ void FusedDecoder::run(Lane& lane) {
     attention_half(lane, layer);
     feed_forward_half(lane, layer);
   }
+  hidden_states(lane);
   logits(lane);
 }
 
@@ -254,6 +255,21 @@ void FusedDecoder::add_normalized_branch(Lane& lane, const Norm& norm) {
 void FusedDecoder::normalize_hidden(Lane& lane, const Norm& norm) {
   lane.team.for_each(lane.thread, lane.step.num_tokens, [&](int token) {
     normalize(norm, hidden_row(token), model_.hidden_size, hidden_row(token));
+  });
+  lane.team.sync(lane.thread);
+}
+
+void FusedDecoder::hidden_states(Lane& lane) {
+  const Step& step = lane.step;
+  if (step.num_hidden_rows == 0) return;
+  const int size = model_.hidden_size;
+  lane.team.for_each(lane.thread, step.num_hidden_rows, [&](int row) {
+    const float* source = hidden_row(step.hidden_rows[row]);
+    float* target = step.hidden + static_cast<std::ptrdiff_t>(row) * size;
+    if (model_.final_norm)
+      normalize(model_.final_norm, source, size, target);
+    else
+      std::copy_n(source, size, target);
   });
   lane.team.sync(lane.thread);
 }

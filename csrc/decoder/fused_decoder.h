@@ -27,6 +27,7 @@ class FusedDecoder final : public Decoder {
   void embed(Lane& lane);
   void attention_half(Lane& lane, int layer);
   void feed_forward_half(Lane& lane, int layer);
+  void hidden_states(Lane& lane);
   void logits(Lane& lane);
 
   // Normalized (if norm exists) and quantized rows of x for the given linears. `row_of` picks the

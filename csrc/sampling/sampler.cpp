@@ -36,8 +36,8 @@ Status status_of(RowScan row) {
 
 bool adjusts(const Options& options) {
   const Penalties& p = options.penalties;
-  return !options.bias.ids.empty() || p.repetition != 1.0F || p.presence != 0.0F ||
-         p.frequency != 0.0F;
+  return !options.bias.ids.empty() || !options.allowed.empty() || p.repetition != 1.0F ||
+         p.presence != 0.0F || p.frequency != 0.0F;
 }
 
 void penalize(std::vector<float>& logits, const Penalties& penalties) {
@@ -51,6 +51,23 @@ void penalize(std::vector<float>& logits, const Penalties& penalties) {
   }
 }
 
+// Sets the logits of tokens whose bit is not set to -inf.
+void exclude(std::vector<float>& logits, std::span<const std::int32_t> allowed) {
+  constexpr std::size_t kBits = 32;
+  for (std::size_t word = 0; word < allowed.size(); ++word) {
+    const auto bits = static_cast<std::uint32_t>(allowed[word]);
+    if (bits == ~std::uint32_t{0}) {
+      continue;
+    }
+    const std::size_t end = std::min((word + 1) * kBits, logits.size());
+    for (std::size_t i = word * kBits; i < end; ++i) {
+      if ((bits >> (i % kBits) & 1U) == 0) {
+        logits[i] = -kInfinity;
+      }
+    }
+  }
+}
+
 std::span<const float> adjust(std::span<const float> logits, const Options& options) {
   std::vector<float>& adjusted = scratch().adjusted;
   adjusted.assign(logits.begin(), logits.end());
@@ -58,6 +75,7 @@ std::span<const float> adjust(std::span<const float> logits, const Options& opti
     adjusted[static_cast<std::size_t>(options.bias.ids[i])] += options.bias.values[i];
   }
   penalize(adjusted, options.penalties);
+  exclude(adjusted, options.allowed);
   return adjusted;
 }
 
@@ -93,7 +111,7 @@ std::int32_t draw(std::span<const float> logits, float max, const Options& optio
   return draw_from(candidates, softmax, u);
 }
 
-void report_logprobs(std::span<const float> logits, float max, const Options& options,
+void report_logprobs(std::span<const float> logits, float max, std::int32_t num_logprobs,
                      Choice& choice) {
   const Softmax softmax{max, 1.0F};
   const double log_total = std::log(total_weight(logits, softmax, -kInfinity));
@@ -103,9 +121,9 @@ void report_logprobs(std::span<const float> logits, float max, const Options& op
   const float chosen = logits[static_cast<std::size_t>(choice.token)];
   choice.logprob = logprob(chosen);
   choice.rank = 1 + count_greater(logits, chosen);
-  if (options.num_logprobs > 0) {
+  if (num_logprobs > 0) {
     std::vector<Candidate>& top = scratch().candidates;
-    select_top_k(logits, static_cast<std::size_t>(options.num_logprobs), softmax, -kInfinity, top);
+    select_top_k(logits, static_cast<std::size_t>(num_logprobs), softmax, -kInfinity, top);
     for (const Candidate& candidate : top) {
       choice.top_ids.push_back(candidate.token);
       choice.top_logprobs.push_back(logprob(candidate.logit));
@@ -146,7 +164,18 @@ Choice sample(std::span<const float> logits, const Options& options, double u) {
   choice.token =
       options.temperature == 0.0F ? first_equal(adjusted, max) : draw(adjusted, max, options, u);
   if (options.num_logprobs >= 0) {
-    report_logprobs(logits, raw.max, options, choice);
+    report_logprobs(logits, raw.max, options.num_logprobs, choice);
+  }
+  return choice;
+}
+
+Choice score(std::span<const float> logits, std::int32_t token, std::int32_t num_logprobs) {
+  const RowScan row = scan(logits);
+  Choice choice;
+  choice.status = status_of(row);
+  if (choice.status == Status::ok) {
+    choice.token = token;
+    report_logprobs(logits, row.max, num_logprobs, choice);
   }
   return choice;
 }

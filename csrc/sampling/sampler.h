@@ -11,7 +11,7 @@ enum class Status : std::int32_t {
   ok = 0,
   nan = 1,       // a logit is NaN
   infinite = 2,  // a logit is +inf
-  empty = 3,     // every logit is -inf
+  empty = 3,     // every logit is -inf, or no token is allowed
 };
 
 struct Penalties {
@@ -34,7 +34,8 @@ struct Options {
   float min_p = 0.0F;
   Penalties penalties;
   LogitBias bias;
-  std::int32_t num_logprobs = -1;  // alternatives to report; -1 reports no logprob at all
+  std::span<const std::int32_t> allowed;  // a bit a token, the lowest first; empty allows all
+  std::int32_t num_logprobs = -1;         // alternatives to report; -1 reports no logprob at all
 };
 
 struct Choice {
@@ -46,10 +47,15 @@ struct Choice {
   std::vector<float> top_logprobs;
 };
 
-// Logit bias, penalties, temperature, min-p, top-k, top-p, in this order (vLLM's), then the token
-// where the cumulative distribution passes u, 0 <= u < 1. Of equal logits the lower id is ranked
-// first. All ids must be inside the row.
+// Logit bias, penalties, the tokens not allowed excluded, temperature, min-p, top-k, top-p, in this
+// order (vLLM's), then the token where the cumulative distribution passes u, 0 <= u < 1. Of equal
+// logits the lower id is ranked first. All ids must be inside the row, and `allowed` must have
+// ceil(vocabulary / 32) words or none.
 Choice sample(std::span<const float> logits, const Options& options, double u);
+
+// Log probability and rank of a given token, and the num_logprobs most likely ones; what `sample`
+// reports of a token it chose.
+Choice score(std::span<const float> logits, std::int32_t token, std::int32_t num_logprobs);
 
 // The most likely token, the lowest id of equals.
 Choice greedy(std::span<const float> logits);

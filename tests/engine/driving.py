@@ -19,6 +19,7 @@ def make_engine(
     max_model_len: int = 1024,
     max_num_seqs: int = 8,
     max_num_batched_tokens: int = 64,
+    num_speculative_tokens: int = 0,
     enable_prefix_caching: bool = True,
     clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
@@ -26,6 +27,7 @@ def make_engine(
         max_model_len,
         max_num_seqs,
         max_num_batched_tokens,
+        num_speculative_tokens=num_speculative_tokens,
         enable_prefix_caching=enable_prefix_caching,
     )
     return Engine(executor or FakeExecutor(), ByteCodec(), config, clock=clock)

@@ -18,9 +18,11 @@ import numpy.typing as npt
 from fuserve.architectures.spec import DecoderSpec
 from fuserve.checkpoints.decode_stream import DecodeStream
 from fuserve.decoder.step import BLOCK_SIZE_TOKENS, StepBatch
+from tests.engine.byte_tokenizer import byte_tokenizer_json
 
 EOS = 256
 VOCAB_SIZE = 257
+HIDDEN_SIZE = 6
 Logits = npt.NDArray[np.float32]
 
 
@@ -30,6 +32,19 @@ def hashed_logits(history: Sequence[int]) -> Logits:
     logits = np.random.default_rng(seed).standard_normal(VOCAB_SIZE).astype(np.float32)
     logits[EOS] = -9.0
     return logits * 2
+
+
+def hashed_state(history: Sequence[int]) -> npt.NDArray[np.float32]:
+    """A random hidden state, decided by every token up to it."""
+    seed = zlib.crc32(np.array(history, dtype=np.int32).tobytes())
+    return np.random.default_rng(seed).standard_normal(HIDDEN_SIZE).astype(np.float32)
+
+
+def repetitive_logits(history: Sequence[int]) -> Logits:
+    """Random logits, decided by the last two tokens, of a few letters: runs come back."""
+    logits = hashed_logits(history[-2:])
+    logits[[*b"abcdef"]] += 6.0
+    return logits
 
 
 def saying(text: str | bytes) -> Callable[[Sequence[int]], Logits]:
@@ -51,7 +66,9 @@ class FakeExecutor:
         num_blocks: int = 64,
         logits_of: Callable[[Sequence[int]], Logits] = hashed_logits,
     ) -> None:
-        self.spec = cast(DecoderSpec, SimpleNamespace(vocab_size=VOCAB_SIZE))
+        self.spec = cast(
+            DecoderSpec, SimpleNamespace(vocab_size=VOCAB_SIZE, hidden_size=HIDDEN_SIZE)
+        )
         self.num_blocks = num_blocks
         self.batches: list[StepBatch] = []
         self.logits_of = logits_of
@@ -68,9 +85,11 @@ class FakeExecutor:
                 self._cache[block, position % BLOCK_SIZE_TOKENS] = batch.tokens[i]
         for s, table in enumerate(batch.block_tables):
             for i in range(batch.query_starts[s], batch.query_starts[s + 1]):
-                if i in batch.logit_rows:
+                if i in batch.logit_rows or i in batch.hidden_rows:
                     cached = self._cache[table].reshape(-1)
                     histories[i] = cached[: batch.positions[i] + 1].tolist()
+        states = [hashed_state(histories[i]) for i in batch.hidden_rows]
+        batch.hidden = np.array(states, dtype=np.float32).reshape(len(states), HIDDEN_SIZE)
         rows = [self.logits_of(histories[i]) for i in batch.logit_rows]
         return np.array(rows, dtype=np.float32).reshape(len(rows), VOCAB_SIZE)
 
@@ -96,6 +115,9 @@ class ByteCodec:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return bytes(i for i in ids if i != EOS).decode("utf-8", errors="replace")
+
+    def tokenizer_json(self) -> str:
+        return byte_tokenizer_json(EOS)
 
     def token_text(self, token_id: int) -> str:
         return f"<{token_id}>"

@@ -96,6 +96,11 @@ class Tokenizer:
         both = self._backend.decode([*self._anchor, token_id], skip_special_tokens=False)
         return both[len(before) :]
 
+    def tokenizer_json(self) -> str:
+        """The tokenizer as a ``tokenizer.json``, added and special tokens included."""
+        text: str = self._backend.to_str()
+        return text
+
     def stream(
         self, prompt_ids: Sequence[int] = (), *, skip_special_tokens: bool = True
     ) -> DecodeStream:

@@ -143,12 +143,13 @@ class NativeExecutor:
         self._decoder = _native.Decoder(self.isa, model, self._cache)
 
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
-        """Run every layer over the batch; return logits.  # [rows, vocab]
+        """Run every layer over the batch; return logits, fill in hidden states.  # [rows, vocab]
 
         Raises:
             ValueError: the batch is inconsistent.
         """
         logits = np.empty((len(batch.logit_rows), self.spec.vocab_size), np.float32)
+        batch.hidden = np.empty((len(batch.hidden_rows), self.spec.hidden_size), np.float32)
         self._decoder.step(
             self._pool,
             batch.tokens,
@@ -157,6 +158,8 @@ class NativeExecutor:
             batch.block_tables,
             batch.logit_rows,
             logits,
+            batch.hidden_rows,
+            batch.hidden,
         )
         return logits
 

@@ -79,14 +79,15 @@ class ReferenceExecutor:
 
     @torch.inference_mode()
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
-        """Run every layer over the batch; return logits  # [rows, vocab]."""
+        """Run every layer over the batch; return logits  # [rows, vocab], set ``batch.hidden``."""
         spec = self.spec
         hidden = self._embed(batch)  # [tokens, hidden]
         for index, layer in enumerate(spec.layers):
             hidden = self._layer(index, layer, hidden, batch)
-        hidden = hidden[self._to_device(batch.logit_rows)]  # [rows, hidden]
-        if spec.final_norm:
-            hidden = self._norm("final_norm", spec.norm, hidden)
+        batch.hidden = (
+            self._last_norm(hidden[self._to_device(batch.hidden_rows)]).float().cpu().numpy()
+        )
+        hidden = self._last_norm(hidden[self._to_device(batch.logit_rows)])  # [rows, hidden]
         head = "embedding" if spec.tied_head else "head"
         logits = functional.linear(hidden, self._weights[head], self._weights.get("head.bias"))
         logits = _softcap(logits, spec.logit_softcap)
@@ -97,6 +98,9 @@ class ReferenceExecutor:
         for source, target in pairs:
             self._keys[:, target] = self._keys[:, source]
             self._values[:, target] = self._values[:, source]
+
+    def _last_norm(self, hidden: Tensor) -> Tensor:
+        return self._norm("final_norm", self.spec.norm, hidden) if self.spec.final_norm else hidden
 
     def _embed(self, batch: StepBatch) -> Tensor:
         spec = self.spec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -15,12 +15,21 @@ BLOCK_SIZE_TOKENS = 32
 """Tokens in one KV-cache block."""
 
 
+def _no_rows() -> npt.NDArray[np.int32]:
+    return np.zeros(0, dtype=np.int32)
+
+
+def _no_hidden() -> npt.NDArray[np.float32]:
+    return np.zeros((0, 0), dtype=np.float32)
+
+
 @dataclass(slots=True)
 class StepBatch:
     """Any mix of prefill chunks and decode tokens of several sequences.
 
     The tokens of sequence ``s`` are ``tokens[query_starts[s]:query_starts[s + 1]]``; their
     positions are consecutive, and every earlier position of the sequence is in the cache already.
+    The executor sets ``hidden`` to the hidden states of ``hidden_rows``, after the last norm.
     """
 
     tokens: npt.NDArray[np.int32]  # [tokens]
@@ -28,6 +37,8 @@ class StepBatch:
     query_starts: npt.NDArray[np.int32]  # [sequences + 1]
     block_tables: npt.NDArray[np.int32]  # [sequences, blocks], padded with -1
     logit_rows: npt.NDArray[np.int32]  # [rows], indices into tokens
+    hidden_rows: npt.NDArray[np.int32] = field(default_factory=_no_rows)  # [hidden rows], as above
+    hidden: npt.NDArray[np.float32] = field(default_factory=_no_hidden)  # [hidden rows, hidden]
 
 
 class Executor(Protocol):
@@ -37,7 +48,7 @@ class Executor(Protocol):
     num_blocks: int
 
     def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
-        """Run every layer over the batch; return logits  # [rows, vocab]."""
+        """Run every layer over the batch; return logits  # [rows, vocab], set ``batch.hidden``."""
         ...
 
     def copy_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:

@@ -34,25 +34,35 @@ class Limits:
         """Raise unless the request can be served on an idle engine.
 
         Raises:
+            InvalidRequestError: as ``check_prompt``, also for the ids in the parameters.
+            CapacityError: the model could take the prompt, but the cache is too small for it.
+        """
+        self.check_prompt(prompt_token_ids, room=1)
+        self._check_ids("stop_token_ids", params.stop_token_ids or ())
+        self._check_ids("logit_bias", list(params.logit_bias or ()))
+
+    def check_prompt(self, prompt_token_ids: Sequence[int], *, room: int) -> None:
+        """Raise unless the prompt and ``room`` tokens behind it fit.
+
+        Raises:
             InvalidRequestError: the prompt is empty or too long, or an id is not in the vocabulary.
             CapacityError: the model could take the prompt, but the cache is too small for it.
         """
         num_tokens = len(prompt_token_ids)
         if num_tokens == 0:
             raise InvalidRequestError("The prompt is empty: it must hold at least one token.")
-        if num_tokens >= self.max_model_len:
+        if num_tokens + room > self.max_model_len:
+            lacks = "leaves no room for an answer in" if room else "is more than"
             raise InvalidRequestError(
-                f"The prompt has {num_tokens} tokens, which leaves no room for an answer in "
+                f"The prompt has {num_tokens} tokens, which {lacks} "
                 f"max_model_len = {self.max_model_len}. Shorten it or raise max_model_len."
             )
-        if num_tokens >= self.cache_tokens:
+        if num_tokens + room > self.cache_tokens:
             raise CapacityError(
                 f"The prompt has {num_tokens} tokens, the KV cache holds {self.cache_tokens}. "
                 "Shorten it or raise kv_cache_bytes."
             )
         self._check_ids("The prompt", prompt_token_ids)
-        self._check_ids("stop_token_ids", params.stop_token_ids or ())
-        self._check_ids("logit_bias", list(params.logit_bias or ()))
 
     def _check_ids(self, where: str, ids: Sequence[int]) -> None:
         for token in ids:

@@ -6,27 +6,26 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import count
-
-import numpy as np
-import numpy.typing as npt
 
 from fuserve.decoder.step import BLOCK_SIZE_TOKENS, Executor
 from fuserve.engine.admission import Limits
 from fuserve.engine.block_manager import BlockManager
 from fuserve.engine.contained_step import run_contained
+from fuserve.engine.embedding import Pooling
 from fuserve.engine.generation import Generation
+from fuserve.engine.guided import GuideCompiler
+from fuserve.engine.intake import Intake, Terms
 from fuserve.engine.outputs import RequestOutput, RequestUpdate
 from fuserve.engine.pace import Pace
+from fuserve.engine.prompt_scores import max_rows
 from fuserve.engine.request import Request
-from fuserve.engine.sampler import draw_seed
 from fuserve.engine.sampling_params import SamplingParams
 from fuserve.engine.schedule import Schedule
 from fuserve.engine.scheduler import Scheduler
 from fuserve.engine.sequence import Chunk, SequenceStatus
 from fuserve.engine.sequence import Sequence as TokenSequence
 from fuserve.engine.stats import EngineStats, TokenTotals
-from fuserve.engine.step_builder import build_step
+from fuserve.engine.step_builder import ChunkResults, build_step, split_rows
 from fuserve.engine.step_cost import StepCost, StepLoad
 from fuserve.engine.text_codec import TextCodec
 from fuserve.errors import DeadlineError, FuserveError, InvalidRequestError, RequestFailedError
@@ -103,10 +102,18 @@ class Engine:
         self._codec = codec
         self._config = config
         self._clock = clock
-        self._limits = Limits(
-            vocab_size=executor.spec.vocab_size,
-            max_model_len=config.max_model_len,
-            cache_tokens=executor.num_blocks * BLOCK_SIZE_TOKENS,
+        vocab_size = executor.spec.vocab_size
+        self._intake = Intake(
+            limits=Limits(
+                vocab_size=vocab_size,
+                max_model_len=config.max_model_len,
+                cache_tokens=executor.num_blocks * BLOCK_SIZE_TOKENS,
+            ),
+            guides=GuideCompiler(codec, vocab_size),
+            codec=codec,
+            num_speculative_tokens=config.num_speculative_tokens,
+            shares_prefixes=config.enable_prefix_caching,
+            clock=clock,
         )
         self._blocks = BlockManager(executor.num_blocks, retain=config.enable_prefix_caching)
         self._cost = StepCost()
@@ -115,12 +122,12 @@ class Engine:
             self._blocks,
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            max_prompt_logits=max_rows(vocab_size),
             pace=Pace(self._cost, max_itl_s),
         )
-        self._arrivals = count()
         self._requests: dict[str, Request] = {}
-        # Which completion a scheduled sequence belongs to.
-        self._owners: dict[TokenSequence, tuple[Request, Generation]] = {}
+        # Which completion a scheduled sequence belongs to; None where its prompt is embedded.
+        self._owners: dict[TokenSequence, tuple[Request, Generation | None]] = {}
         self._totals = TokenTotals()
         self._num_queued = 0  # requests that have not begun
         self._num_queued_tokens = 0
@@ -176,8 +183,11 @@ class Engine:
         )
 
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
-        """Raise what ``add_request`` would, without adding."""
-        self._limits.check(prompt_token_ids, params)
+        """Raise what ``add_request`` would, without adding.
+
+        A constraint is compiled here, in the caller's thread, and kept for ``prepare``.
+        """
+        self._intake.check(prompt_token_ids, params)
 
     def add_request(
         self,
@@ -218,38 +228,54 @@ class Engine:
             InvalidRequestError: it could never be served.
             CapacityError: the cache is too small for the prompt.
         """
-        self.check_request(prompt_token_ids, params)
-        arrival = next(self._arrivals)
-        now_s = self._clock()
-        request = Request(
-            f"request-{arrival}" if request_id is None else request_id,
-            prompt,
-            tuple(prompt_token_ids),
-            params,
-            now_s,
-            deadline_s=None if timeout_s is None else now_s + timeout_s,
-        )
-        seed = draw_seed() if params.seed is None else params.seed
-        # Without prefix caching the completions of one request still share their prompt.
-        salt = b"" if self._config.enable_prefix_caching else str(arrival).encode()
-        for branch in range(params.n):
-            sequence = TokenSequence(
-                (priority, arrival, branch),
-                list(prompt_token_ids),
-                len(prompt_token_ids),
-                client=client,
-                cache_salt=salt,
-            )
-            generation = Generation(
-                branch,
-                sequence,
-                params,
-                seed=seed,
-                max_len=self._limits.max_len(len(prompt_token_ids), params),
-                codec=self._codec,
-            )
-            request.generations.append(generation)
-        return request
+        terms = Terms(request_id, prompt, priority, client, timeout_s)
+        return self._intake.completions(prompt_token_ids, params, terms)
+
+    def check_embedding(self, prompt_token_ids: Sequence[int]) -> None:
+        """Raise what ``prepare_embedding`` would, but for the pooling. Any thread may call it."""
+        self._intake.check_embedding(prompt_token_ids)
+
+    def add_embedding(
+        self,
+        prompt_token_ids: Sequence[int],
+        pooling: Pooling,
+        *,
+        normalize: bool = True,
+        request_id: str | None = None,
+        prompt: str | None = None,
+    ) -> str:
+        """Queue a prompt to be embedded and return the request's id.
+
+        ``prepare_embedding`` tells of arguments and errors.
+        """
+        terms = Terms(request_id, prompt)
+        request = self.prepare_embedding(prompt_token_ids, pooling, terms, normalize=normalize)
+        self.enqueue(request)
+        return request.request_id
+
+    def prepare_embedding(
+        self,
+        prompt_token_ids: Sequence[int],
+        pooling: Pooling,
+        terms: Terms,
+        *,
+        normalize: bool = True,
+    ) -> Request:
+        """Make a request for an embedding, all but queue it.
+
+        Its ``RequestOutput`` has an ``embedding`` and no ``outputs``.
+
+        Args:
+            prompt_token_ids: what the model reads.
+            pooling: of the hidden states of all tokens: their mean, or the last.
+            terms: as of ``prepare``.
+            normalize: to unit length.
+
+        Raises:
+            InvalidRequestError: it could never be served, or the pooling is not known.
+            CapacityError: the cache is too small for the prompt.
+        """
+        return self._intake.embedding(prompt_token_ids, pooling, normalize, terms)
 
     def enqueue(self, request: Request) -> None:
         """Queue a prepared request.
@@ -264,9 +290,11 @@ class Engine:
         self._num_queued_tokens += len(request.prompt_token_ids)
         if request.deadline_s is not None:
             self._next_deadline_s = min(self._next_deadline_s, request.deadline_s)
+        if request.reader is not None:
+            self._owners[request.reader] = (request, None)
         for generation in request.generations:
             self._owners[generation.sequence] = (request, generation)
-        leader, *followers = [generation.sequence for generation in request.generations]
+        leader, *followers = request.sequences
         leader.followers = followers
         self._scheduler.add(leader)
 
@@ -307,8 +335,9 @@ class Engine:
         return list(updates.values())
 
     def _run(self, schedule: Schedule, updates: dict[str, RequestUpdate]) -> None:
-        def execute(chunks: list[Chunk]) -> npt.NDArray[np.float32]:
-            return self._executor.step(build_step(chunks))
+        def execute(chunks: list[Chunk]) -> list[ChunkResults]:
+            batch = build_step(chunks)
+            return split_rows(chunks, self._executor.step(batch), batch.hidden)
 
         started_s = self._clock()
         if schedule.copies:
@@ -319,13 +348,12 @@ class Engine:
             self._cost.observe(schedule.load, self.last_step.execute_s)
         for chunk, error in outcome.failed:
             self._fail_sequence(chunk.sequence, error, updates)
-        for chunks, logits in outcome.done:
+        for chunks, results in outcome.done:
             self._scheduler.advance(
                 chunk for chunk in chunks if chunk.sequence.status is SequenceStatus.RUNNING
             )
-            sampling = (chunk for chunk in chunks if chunk.samples)
-            for chunk, row in zip(sampling, logits, strict=True):
-                self._advance(chunk.sequence, row, updates)
+            for of_chunk in results:
+                self._read(of_chunk, updates)
 
     def _begin(self, chunks: list[Chunk]) -> None:
         """Note which requests are in a step for the first time."""
@@ -359,30 +387,54 @@ class Engine:
             self._fail(request, update, DeadlineError(message), keep_cached=True)
         return updates
 
-    def _advance(
-        self,
-        sequence: TokenSequence,
-        logits: npt.NDArray[np.float32],
-        updates: dict[str, RequestUpdate],
-    ) -> None:
-        """Choose a sequence's next token, unless its request has failed in this very step."""
+    def _read(self, results: ChunkResults, updates: dict[str, RequestUpdate]) -> None:
+        """Give what a step computed to the request, unless it has failed in this very step."""
+        sequence = results.chunk.sequence
         if sequence.status is SequenceStatus.FINISHED:
             return
         request, generation = self._owners[sequence]
-        update = updates.setdefault(request.request_id, RequestUpdate(request.request_id, []))
+        update = updates.get(request.request_id) or RequestUpdate(request.request_id, [])
         try:
-            update.pieces.append(generation.advance(logits))
+            if request.prompt_scores is not None:
+                request.prompt_scores.read(results.prompt_logits)
+            if request.embedding is not None:
+                request.embedding.read(results.prompt_hidden)
+            if generation is not None and results.chunk.samples:
+                self._choose(request, generation, results, update)
         except Exception as error:
             self._fail(request, update, error)
-            return
-        self._totals.generation += 1
-        if request.first_token_s is None:
-            request.first_token_s = self._clock()
-        if generation.finish_reason is not None:
+        else:
             if request.finished:
                 update.output = self._retire(request)
-            else:
+            elif generation is not None and generation.finish_reason is not None:
                 self._release(sequence)
+        if update.pieces or update.output is not None:
+            updates[request.request_id] = update
+
+    def _choose(
+        self,
+        request: Request,
+        generation: Generation,
+        results: ChunkResults,
+        update: RequestUpdate,
+    ) -> None:
+        """The next token, and one more for each draft that proves right."""
+        drafts = results.chunk.draft_tokens
+        num_accepted = 0
+        for row, draft in zip(results.next_logits, (*drafts, None), strict=True):
+            piece = generation.advance(row)
+            update.pieces.append(piece)
+            self._totals.generation += 1
+            if request.first_token_s is None:
+                request.first_token_s = self._clock()
+            num_accepted += piece.token_ids[-1] == draft
+            if generation.finish_reason is not None or piece.token_ids[-1] != draft:
+                break
+        self._scheduler.accept(generation.sequence, num_accepted)
+        generation.learn(len(drafts), num_accepted)
+        self._totals.draft += len(drafts)
+        self._totals.accepted += num_accepted
+        generation.sequence.draft_tokens = generation.propose(self._scheduler.num_running)
 
     def _fail_sequence(
         self, sequence: TokenSequence, error: Exception, updates: dict[str, RequestUpdate]
@@ -418,8 +470,8 @@ class Engine:
     def _retire(
         self, request: Request, error: FuserveError | None = None, *, keep_cached: bool = True
     ) -> RequestOutput:
-        for generation in request.generations:
-            self._release(generation.sequence, keep_cached=keep_cached)
+        for sequence in request.sequences:
+            self._release(sequence, keep_cached=keep_cached)
         if not request.has_begun:
             self._unqueue(request)
         del self._requests[request.request_id]

@@ -5,10 +5,18 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fuserve.engine.outputs import CompletionOutput, FinishReason, Logprob, Piece, TokenLogprobs
+from fuserve.engine.guided import Constraint
+from fuserve.engine.outputs import (
+    CompletionOutput,
+    FinishReason,
+    Piece,
+    TokenLogprobs,
+    token_logprobs,
+)
 from fuserve.engine.sampler import TokenSampler
 from fuserve.engine.sampling_params import SamplingParams
 from fuserve.engine.sequence import Sequence
+from fuserve.engine.speculation import Speculator
 from fuserve.engine.stop import StopStrings
 from fuserve.engine.text_codec import TextCodec, TextStream
 from fuserve.errors import RequestFailedError
@@ -25,6 +33,8 @@ class Generation:
         seed: of the request, given or drawn.
         max_len: tokens of prompt and output at which the completion ends.
         codec: None generates token ids only, with empty text.
+        constraint: what the text must look like, at its beginning.
+        speculator: guesses what follows; None decodes a token a step.
     """
 
     def __init__(
@@ -36,15 +46,17 @@ class Generation:
         seed: int,
         max_len: int,
         codec: TextCodec | None,
+        constraint: Constraint | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         self.index = index
         self.sequence = sequence
         self.finish_reason: FinishReason | None = None
         self.stop_reason: int | str | None = None
+        self.speculator = speculator
         self._params = params
         self._max_len = max_len
         self._codec = codec
-        self._sampler = TokenSampler(params, sequence.tokens, seed=seed, branch=index)
         self._stop = StopStrings(params.stop_strings, keep=params.include_stop_str_in_output)
         self._stop_ids = params.stop_ids
         self._eos_ids: frozenset[int] = frozenset()
@@ -53,8 +65,17 @@ class Generation:
             self._stream = codec.stream(
                 sequence.tokens, skip_special_tokens=params.skip_special_tokens
             )
-            if not params.ignore_eos:
+            # A grammar has no more to say once it has let the end of the sequence pass.
+            if not params.ignore_eos or constraint is not None:
                 self._eos_ids = codec.eos_token_ids
+        self._sampler = TokenSampler(
+            params,
+            sequence.tokens,
+            seed=seed,
+            branch=index,
+            end_ids=self._eos_ids | self._stop_ids,
+            constraint=constraint,
+        )
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprobs] = []
 
@@ -62,7 +83,8 @@ class Generation:
         """Choose the next token from its logits  # [vocab]
 
         Raises:
-            RequestFailedError: the logits cannot be sampled; this completion alone is affected.
+            RequestFailedError: the logits cannot be sampled or the constraint cannot be kept up;
+                this completion alone is affected.
         """
         chosen = self._sampler.sample(logits)
         if chosen.status is not SampleStatus.OK:
@@ -81,6 +103,18 @@ class Generation:
             self.finish_reason,
             self.stop_reason,
         )
+
+    def propose(self, num_decoding: int) -> list[int]:
+        """A guess of the next tokens, for a step in which so many sequences decode."""
+        room = self._max_len - len(self.sequence.tokens) - 1  # the last token needs no guess
+        if self.speculator is None or room <= 0 or self.finish_reason is not None:
+            return []
+        return self.speculator.propose(self.sequence.tokens, num_decoding)[:room]
+
+    def learn(self, num_drafted: int, num_accepted: int) -> None:
+        """Note how many tokens of the latest guess were tried, and how many were right."""
+        if self.speculator is not None:
+            self.speculator.observe(num_drafted, num_accepted)
 
     def end(self, reason: FinishReason) -> Piece:
         """End the completion from outside; the piece holds the text that was held back."""
@@ -117,7 +151,9 @@ class Generation:
         ends = stops or token in self._eos_ids
         text = ""
         if self._stream is not None and (not ends or self._params.include_stop_str_in_output):
-            text = self._stop.push(self._stream.step(token))
+            text = self._stream.step(token)
+            if self._num_generated > self._params.min_tokens:
+                text = self._stop.push(text)
         if self._stop.matched is not None:
             self.finish_reason, self.stop_reason = "stop", self._stop.matched
             return text
@@ -136,11 +172,7 @@ class Generation:
     def _report_logprobs(self, chosen: SampledToken) -> tuple[TokenLogprobs, ...] | None:
         if self._params.logprobs is None:
             return None
-        entry = {chosen.token: Logprob(chosen.logprob, chosen.rank, self._display(chosen.token))}
-        alternatives = zip(chosen.top_ids, chosen.top_logprobs, strict=True)
-        for rank, (token, logprob) in enumerate(alternatives, start=1):
-            if token != chosen.token:
-                entry[token] = Logprob(logprob, rank, self._display(token))
+        entry = token_logprobs(chosen, self._display)
         self._logprobs.append(entry)
         return (entry,)
 

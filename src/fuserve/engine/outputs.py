@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from fuserve.errors import FuserveError
+from fuserve.kernels.sampling import SampledToken
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -21,6 +26,16 @@ class Logprob:
 
 TokenLogprobs = dict[int, Logprob]
 """The chosen token first, then the alternatives, most likely first; keyed by token id."""
+
+
+def token_logprobs(scored: SampledToken, display: Callable[[int], str]) -> TokenLogprobs:
+    """What the sampler reports of a token and its alternatives; ``display`` shows a token."""
+    entry = {scored.token: Logprob(scored.logprob, scored.rank, display(scored.token))}
+    alternatives = zip(scored.top_ids, scored.top_logprobs, strict=True)
+    for rank, (token, logprob) in enumerate(alternatives, start=1):
+        if token != scored.token:
+            entry[token] = Logprob(logprob, rank, display(token))
+    return entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +110,10 @@ class RequestOutput:
         outputs: ``n`` completions, by index.
         timings: when it arrived, began and ended.
         num_preemptions: how often a completion was set back for want of cache and recomputed.
+        prompt_logprobs: one entry a prompt token, None for the first; None unless asked for.
+        num_draft_tokens: tokens that were guessed ahead.
+        num_accepted_tokens: how many of them were right.
+        embedding: of a request for one; it has no ``outputs``  # float32 [hidden]
         num_cached_tokens: tokens of the prompt that were taken from the prefix cache.
         error: why the request failed, None if it did not; the completions then have the finish
             reason "error" and hold what was generated before.
@@ -106,6 +125,10 @@ class RequestOutput:
     outputs: tuple[CompletionOutput, ...]
     timings: RequestTimings
     num_preemptions: int = 0
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    embedding: npt.NDArray[np.float32] | None = None
     num_cached_tokens: int = 0
     error: FuserveError | None = None
 
@@ -118,6 +141,14 @@ class RequestOutput:
     def num_generated_tokens(self) -> int:
         """Tokens of all completions."""
         return sum(len(output.token_ids) for output in self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingOutput:
+    """The pooled hidden states of a prompt  # embedding: float32 [hidden]"""
+
+    embedding: npt.NDArray[np.float32]
+    num_prompt_tokens: int
 
 
 @dataclass(slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from fuserve.engine.guided import GuidedDecoding
 from fuserve.errors import InvalidRequestError
 
 MAX_LOGPROBS: Final = 20
@@ -38,6 +39,10 @@ class SamplingParams:
         logprobs: number of most likely alternatives to report for each token; 0 reports only the
             token itself, None nothing. They are of the model's own distribution, before bias,
             penalties and temperature.
+        prompt_logprobs: the same for the tokens of the prompt, in ``RequestOutput``.
+        min_tokens: before so many are generated, neither end-of-sequence nor ``stop_token_ids``
+            are chosen, and no stop string ends the completion.
+        guided: what the text must look like; it ends where the constraint lets it.
         skip_special_tokens: leave special tokens out of the text.
         include_stop_str_in_output: keep the stop string or stop token in the text.
 
@@ -60,6 +65,9 @@ class SamplingParams:
     stop_token_ids: Sequence[int] | None = None
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    min_tokens: int = 0
+    guided: GuidedDecoding | None = None
     skip_special_tokens: bool = True
     include_stop_str_in_output: bool = False
 
@@ -75,6 +83,10 @@ class SamplingParams:
         _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _check_int("seed", self.seed, -(2**63), 2**64 - 1, optional=True)
         _check_int("logprobs", self.logprobs, 0, MAX_LOGPROBS, optional=True)
+        _check_int("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS, optional=True)
+        _check_int("min_tokens", self.min_tokens, 0, self.max_tokens)
+        if not isinstance(self.guided, GuidedDecoding | None):
+            raise _refusal("guided", self.guided, "a GuidedDecoding or None")
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise _refusal(name, getattr(self, name), "True or False")

@@ -42,12 +42,14 @@ class Scheduler:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int,
+        max_prompt_logits: int | None = None,
         pace: Pace | None = None,
     ) -> None:
         self._blocks = blocks
         # Every running sequence gets at least a token in every step.
         self._max_running = min(max_num_seqs, max_num_batched_tokens)
         self._token_budget = max_num_batched_tokens
+        self._max_prompt_logits = max_prompt_logits or max_num_batched_tokens
         self._pace = pace or Pace(StepCost())
         self._share = FairShare()
         self._waiting = FairQueue(self._share)
@@ -96,8 +98,12 @@ class Scheduler:
             decoding = [s for s in decoding if s.status is SequenceStatus.RUNNING]
         spare = self._token_budget - len(decoding)
         chunks: list[Chunk] = []
+        # Guesses shall not keep prompts waiting.
+        has_prompts = len(self._waiting) > 0 or len(decoding) < len(self._running)
+        for_drafts = spare // 2 if has_prompts else spare
         for sequence in decoding:
-            chunk = self._decode_chunk(sequence, spare)
+            chunk = self._decode_chunk(sequence, for_drafts)
+            for_drafts -= len(chunk.draft_tokens)
             spare -= len(chunk.draft_tokens)
             chunks.append(chunk)
         load = decode_load(chunks)
@@ -128,7 +134,7 @@ class Scheduler:
             drafts = tuple(sequence.draft_tokens[: max(0, min(spare, room))])
             sequence.draft_tokens = []
             self._extend(sequence, len(sequence.tokens) + len(drafts))
-        return Chunk(sequence, sequence.num_computed, 1, True, drafts)
+        return Chunk(sequence, sequence.num_computed, 1, sequence.generates, drafts)
 
     def _prefill(
         self, room: PrefillRoom, budget: int, copies: list[tuple[int, int]], *, may_admit: bool
@@ -137,6 +143,7 @@ class Scheduler:
         turn = self._share.turn
         reading = sorted((s for s in self._running if s.num_pending > 1), key=turn, reverse=True)
         chunks: list[Chunk] = []
+        num_logits = self._max_prompt_logits
         while budget > 0:
             waiting = self._waiting.first() if may_admit else None
             if waiting is not None and (not reading or turn(waiting) < turn(reading[-1])):
@@ -148,13 +155,16 @@ class Scheduler:
                 sequence = reading.pop()
             else:
                 break
-            num_tokens = room.fits(sequence.num_computed, min(sequence.num_pending, budget))
+            num_tokens = sequence.num_within(min(sequence.num_pending, budget), num_logits)
+            num_tokens = room.fits(sequence.num_computed, num_tokens)
             if num_tokens <= 0:
                 break
             room.take(sequence.num_computed, num_tokens)
             budget -= num_tokens
-            samples = num_tokens == sequence.num_pending
-            chunks.append(Chunk(sequence, sequence.num_computed, num_tokens, samples))
+            samples = num_tokens == sequence.num_pending and sequence.generates
+            chunk = Chunk(sequence, sequence.num_computed, num_tokens, samples)
+            num_logits -= len(chunk.logit_positions) - samples
+            chunks.append(chunk)
         return chunks
 
     def _admit(self, sequence: Sequence, copies: list[tuple[int, int]]) -> bool:

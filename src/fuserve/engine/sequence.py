@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 
 class SequenceStatus(Enum):
@@ -16,6 +17,25 @@ class SequenceStatus(Enum):
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
+
+
+@dataclass(slots=True)
+class PromptRows:
+    """Results of prompt tokens that somebody reads, beside those that choose the next token.
+
+    Attributes:
+        kind: "logits" are read besides generating; "hidden" states instead of it.
+        next: position of the first one that has not been read yet.
+        end: position behind the last one.
+    """
+
+    kind: Literal["logits", "hidden"]
+    next: int
+    end: int
+
+    def within(self, start: int, end: int) -> range:
+        """Positions from ``start`` to ``end`` that are still to be read."""
+        return range(max(start, self.next), min(end, self.end))
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +58,7 @@ class Sequence:
         leader: of a follower, until it has its blocks.
         num_cached_tokens: tokens that were found in the cache when it first ran.
         num_preemptions: how often its blocks were taken away.
+        prompt_rows: results of the prompt that are read; None for most.
     """
 
     rank: tuple[int, int, int]
@@ -55,6 +76,7 @@ class Sequence:
     leader: Sequence | None = None
     num_cached_tokens: int | None = None
     num_preemptions: int = 0
+    prompt_rows: PromptRows | None = None
 
     @property
     def num_pending(self) -> int:
@@ -62,12 +84,29 @@ class Sequence:
         return len(self.tokens) - self.num_computed
 
     @property
+    def generates(self) -> bool:
+        """Whether tokens are to follow; those of an embedding are only read."""
+        return self.prompt_rows is None or self.prompt_rows.kind != "hidden"
+
+    @property
     def num_reusable(self) -> int:
         """Leading tokens that need not be computed if their keys and values are known.
 
-        The last token always is, because its result is wanted.
+        The last token always is, because its result is wanted, and so are all whose rows are read.
         """
-        return len(self.tokens) - 1
+        last = len(self.tokens) - 1
+        rows = self.prompt_rows
+        return last if rows is None or rows.next >= rows.end else min(rows.next, last)
+
+    def num_within(self, num_tokens: int, num_logits: int) -> int:
+        """How many of the next tokens want no more than so many rows of the prompt's logits."""
+        rows = self.prompt_rows
+        if rows is None or rows.kind != "logits":
+            return num_tokens
+        wanted = rows.within(self.num_computed, self.num_computed + num_tokens)
+        if len(wanted) <= num_logits:
+            return num_tokens
+        return wanted.start - self.num_computed + num_logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +115,7 @@ class Chunk:
 
     Attributes:
         start: position of the first.
-        samples: the chunk ends with the sequence's last token, so its logits choose the next one.
+        samples: the chunk ends with the sequence's last token, whose logits choose the next one.
         draft_tokens: computed behind them; each counts only if those before it prove right.
     """
 
@@ -90,3 +129,24 @@ class Chunk:
     def num_step_tokens(self) -> int:
         """Tokens that the step computes for it, drafts included."""
         return self.num_tokens + len(self.draft_tokens)
+
+    @property
+    def logit_positions(self) -> range:
+        """Positions whose logits are wanted: unread ones of the prompt, the last token, drafts."""
+        end = self.start + self.num_tokens
+        rows = self.sequence.prompt_rows
+        wanted = range(end, end)
+        if rows is not None and rows.kind == "logits":
+            wanted = rows.within(self.start, end)
+        if not self.samples:
+            return wanted
+        first = wanted.start if wanted else end - 1
+        return range(first, self.start + self.num_step_tokens)
+
+    @property
+    def hidden_positions(self) -> range:
+        """Positions whose hidden states are wanted."""
+        rows = self.sequence.prompt_rows
+        if rows is None or rows.kind != "hidden":
+            return range(0)
+        return rows.within(self.start, self.start + self.num_tokens)

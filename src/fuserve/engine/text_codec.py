@@ -21,11 +21,18 @@ class TextStream(Protocol):
 class TextCodec(Protocol):
     """Between text and token ids."""
 
+    vocab_size: int
+    """One more than the largest token id."""
+
     eos_token_ids: frozenset[int]
     """Tokens with which the model ends its turn."""
 
     def token_text(self, token_id: int) -> str:
         """One token for display."""
+        ...
+
+    def tokenizer_json(self) -> str:
+        """The tokenizer in the form of a ``tokenizer.json``, for guided decoding."""
         ...
 
     def stream(

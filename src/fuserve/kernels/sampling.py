@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
@@ -33,7 +34,7 @@ _DESCRIPTIONS: Final = {
     SampleStatus.OK: "the logits are fine",
     SampleStatus.NAN: "the logits contain NaN",
     SampleStatus.INFINITE: "the logits contain +inf",
-    SampleStatus.EMPTY: "every logit is -inf, no token is possible",
+    SampleStatus.EMPTY: "every logit is -inf or excluded, no token is possible",
 }
 
 
@@ -65,6 +66,15 @@ def greedy_token(logits: npt.NDArray[np.float32]) -> SampledToken:
     return SampledToken(SampleStatus(status), token)
 
 
+def score_token(logits: npt.NDArray[np.float32], token: int, num_logprobs: int) -> SampledToken:
+    """Log probability and rank of a given token, and the most likely ones; ``logits``  # [vocab].
+
+    Raises:
+        ValueError: the token is outside the vocabulary.
+    """
+    return _sampled(_native.score_token(logits, token, num_logprobs))
+
+
 def sample_token(
     logits: npt.NDArray[np.float32],
     u: float,
@@ -80,12 +90,14 @@ def sample_token(
     seen_counts: npt.NDArray[np.int32] = _NO_IDS,
     bias_ids: npt.NDArray[np.int32] = _NO_IDS,
     bias_values: npt.NDArray[np.float32] = _NO_VALUES,
+    allowed: npt.NDArray[np.int32] = _NO_IDS,
     num_logprobs: int | None = None,
 ) -> SampledToken:
     """Sample one token; the steps and their order are vLLM's.
 
-    Logit bias, penalties, temperature, min-p, top-k, top-p; then the token at which the cumulative
-    distribution passes ``u``. Equal logits are ranked by token id, lowest first.
+    Logit bias, penalties, tokens that are not allowed excluded, temperature, min-p, top-k, top-p;
+    then the token at which the cumulative distribution passes ``u``. Equal logits are ranked by
+    token id, lowest first.
 
     Args:
         logits: raw logits  # [vocab]
@@ -95,14 +107,16 @@ def sample_token(
         seen_ids: the distinct tokens of prompt and output  # [seen]
         seen_counts: how often each was put out; 0 for those of the prompt alone  # [seen]
         bias_ids: tokens whose logit is shifted  # [biased]
-        bias_values: by how much  # [biased]
+        bias_values: by how much; -inf excludes the token  # [biased]
+        allowed: a bit for each token, lowest first; others are never chosen. Empty allows all.
+            # [ceil(vocab / 32)]
         num_logprobs: alternatives to report beside the token's own; None reports neither.
 
     Raises:
         ValueError: an argument is out of range, or an id outside the vocabulary.
         TypeError: an array has the wrong dtype or is not contiguous.
     """
-    status, token, logprob, rank, top_ids, top_logprobs = _native.sample_token(
+    chosen = _native.sample_token(
         logits,
         u,
         temperature,
@@ -116,8 +130,16 @@ def sample_token(
         seen_counts,
         bias_ids,
         bias_values,
+        allowed,
         -1 if num_logprobs is None else num_logprobs,
     )
+    return _sampled(chosen)
+
+
+def _sampled(
+    choice: tuple[int, int, float, int, Sequence[int], Sequence[float]],
+) -> SampledToken:
+    status, token, logprob, rank, top_ids, top_logprobs = choice
     return SampledToken(
         SampleStatus(status), token, logprob, rank, tuple(top_ids), tuple(top_logprobs)
     )
