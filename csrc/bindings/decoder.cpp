@@ -225,6 +225,6 @@ void bind_decoder(nb::module_& m) {
             self.decoder->step(step, pool);
           },
           nb::arg("pool"), nb::arg("tokens"), nb::arg("positions"), nb::arg("query_starts"),
-          nb::arg("block_tables"), nb::arg("logit_rows"), nb::arg("logits"),
-          nb::arg("hidden_rows"), nb::arg("hidden"));
+          nb::arg("block_tables"), nb::arg("logit_rows"), nb::arg("logits"), nb::arg("hidden_rows"),
+          nb::arg("hidden"));
 }

@@ -36,8 +36,8 @@ Status status_of(RowScan row) {
 
 bool adjusts(const Options& options) {
   const Penalties& p = options.penalties;
-  return !options.bias.ids.empty() || !options.allowed.empty() || p.repetition != 1.0F || p.presence != 0.0F ||
-         p.frequency != 0.0F;
+  return !options.bias.ids.empty() || !options.allowed.empty() || p.repetition != 1.0F ||
+         p.presence != 0.0F || p.frequency != 0.0F;
 }
 
 void penalize(std::vector<float>& logits, const Penalties& penalties) {

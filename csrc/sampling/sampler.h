@@ -35,7 +35,7 @@ struct Options {
   Penalties penalties;
   LogitBias bias;
   std::span<const std::int32_t> allowed;  // a bit a token, the lowest first; empty allows all
-  std::int32_t num_logprobs = -1;  // alternatives to report; -1 reports no logprob at all
+  std::int32_t num_logprobs = -1;         // alternatives to report; -1 reports no logprob at all
 };
 
 struct Choice {

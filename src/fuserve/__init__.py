@@ -26,6 +26,7 @@ from fuserve.errors import (
 
 if TYPE_CHECKING:
     from fuserve.engine.completion_stream import CompletionStream
+    from fuserve.engine.guided import GuidedDecoding
     from fuserve.engine.outputs import CompletionOutput, Logprob, Piece, RequestOutput
     from fuserve.engine.sampling_params import SamplingParams
     from fuserve.llm import LLM
@@ -39,6 +40,7 @@ __all__ = [
     "CompletionOutput",
     "CompletionStream",
     "FuserveError",
+    "GuidedDecoding",
     "InvalidRequestError",
     "Logprob",
     "MissingExtraError",
@@ -55,6 +57,7 @@ _LAZY = {
     "LLM": "fuserve.llm",
     "CompletionStream": "fuserve.engine.completion_stream",
     "SamplingParams": "fuserve.engine.sampling_params",
+    "GuidedDecoding": "fuserve.engine.guided",
     "CompletionOutput": "fuserve.engine.outputs",
     "Logprob": "fuserve.engine.outputs",
     "Piece": "fuserve.engine.outputs",

@@ -44,6 +44,8 @@ class LLM:
         max_model_len: tokens of the longest sequence; None takes the model's, limited by memory.
         max_num_seqs: completions computed together.
         max_num_batched_tokens: token budget of a step; longer prompts run in chunks.
+        num_speculative_tokens: the most tokens guessed ahead in a step, from what the prompt and
+            the answer have said before; the answers do not change. 0 guesses none.
         kv_cache_bytes: memory for the KV cache; None plans it.
         num_threads: None counts the usable cores.
         load_format: "dummy" makes random weights from a config alone; there is no tokenizer then.
@@ -69,6 +71,7 @@ class LLM:
         max_model_len: int | None = None,
         max_num_seqs: int = 16,
         max_num_batched_tokens: int = 512,
+        num_speculative_tokens: int = 0,
         kv_cache_bytes: int | None = None,
         num_threads: int | None = None,
         load_format: LoadFormat = "auto",
@@ -96,7 +99,12 @@ class LLM:
         self._loaded = loaded = load_model(str(model), options, progress)
         checkpoint = loaded.checkpoint
         self._tokenizer = None if checkpoint is None else load_tokenizer(checkpoint)
-        config = EngineConfig(loaded.max_model_len, max_num_seqs, max_num_batched_tokens)
+        config = EngineConfig(
+            loaded.max_model_len,
+            max_num_seqs,
+            max_num_batched_tokens,
+            num_speculative_tokens=num_speculative_tokens,
+        )
         self._engine = SharedEngine(Engine(loaded.executor, self._tokenizer, config))
 
     def __enter__(self) -> LLM:

@@ -53,7 +53,10 @@ names = st.sampled_from(["a", "b", "a b", 'q"', "ü"])
 def arrays(items: st.SearchStrategy[Schema]) -> st.SearchStrategy[Schema]:
     return st.fixed_dictionaries(
         {"type": st.just("array"), "items": items, "maxItems": st.integers(1, 3)},
-        optional={"minItems": st.integers(0, 1), "prefixItems": st.lists(items, min_size=1, max_size=2)},
+        optional={
+            "minItems": st.integers(0, 1),
+            "prefixItems": st.lists(items, min_size=1, max_size=2),
+        },
     )
 
 

@@ -205,15 +205,15 @@ def test_guessing_goes_on_where_it_pays_and_stops_where_it_does_not(
 
 def test_a_gate_closes_after_failures_and_opens_after_a_good_probe() -> None:
     gate = PayGate()
-    assert gate.length(0.12, 6) >= 2
+    assert gate.length(0.2, 6) >= 2
     for _ in range(30):
         gate.observe(3, 0)
-    lengths = [gate.length(0.12, 6) for _ in range(100)]
+    lengths = [gate.length(0.2, 6) for _ in range(100)]
     assert sum(length > 0 for length in lengths[:40]) == 0
     assert any(lengths)
     for _ in range(20):
         gate.observe(3, 3)
-    assert gate.length(0.12, 6) == 6
+    assert gate.length(0.2, 6) == 6
 
 
 def test_the_more_decode_together_the_less_a_guess_is_worth() -> None:

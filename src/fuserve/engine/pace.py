@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fuserve.engine.step_cost import StepCost, StepLoad
 
-MIXED_STEP_RATIO = 2.5
+MIXED_STEP_RATIO = 2.0
 """A step with prompts may take this many times one without, unless a limit in ms is given.
 
-Streams then see no gap of three times their usual one.
+Streams then see no gap of three times their usual one, noise of the machine included.
 """
 
 _MIN_PREFILL_SHARE = 0.1  # of the decoding time: an impossible limit must not stop prompts
@@ -30,9 +30,11 @@ class Pace:
         """The room for prompts in a step that decodes this."""
         if decoding.num_decode_tokens == 0:
             return PrefillRoom(self._cost)
+        if self._cost.wants_decode:
+            return PrefillRoom(self._cost, tokens=0, at_least=0)
         if not self._cost.knows_mixed_steps:
             return PrefillRoom(self._cost, tokens=_UNMEASURED_TOKENS)
-        decode_s = self._cost.seconds(decoding)
+        decode_s = self._cost.decode_seconds(decoding)
         limit_s = MIXED_STEP_RATIO * decode_s if self._max_itl_s is None else self._max_itl_s
         return PrefillRoom(
             self._cost, seconds=max(limit_s - decode_s, _MIN_PREFILL_SHARE * decode_s)
@@ -42,16 +44,25 @@ class Pace:
 class PrefillRoom:
     """What is left for prompts in one step: tokens, seconds, or neither limit.
 
-    The first chunk gets a token at least, so that a prompt always advances.
+    Args:
+        cost: tells what chunks take.
+        seconds: that all chunks together may take.
+        tokens: that they may have.
+        at_least: tokens that the first chunk gets in any case, so that prompts always advance.
     """
 
     def __init__(
-        self, cost: StepCost, *, seconds: float | None = None, tokens: int | None = None
+        self,
+        cost: StepCost,
+        *,
+        seconds: float | None = None,
+        tokens: int | None = None,
+        at_least: int = 1,
     ) -> None:
         self._cost = cost
         self._seconds = seconds
         self._tokens = tokens
-        self._untouched = True
+        self._at_least = at_least
 
     def fits(self, start: int, num_tokens: int) -> int:
         """How many of a prompt's next tokens, from position ``start`` on, there is room for."""
@@ -59,11 +70,11 @@ class PrefillRoom:
             num_tokens = min(num_tokens, self._cost.prefill_tokens(self._seconds, start))
         if self._tokens is not None:
             num_tokens = min(num_tokens, self._tokens)
-        return max(num_tokens, 1) if self._untouched else num_tokens
+        return max(num_tokens, self._at_least)
 
     def take(self, start: int, num_tokens: int) -> None:
         """Use room for a chunk."""
-        self._untouched = False
+        self._at_least = 0
         if self._seconds is not None:
             self._seconds -= self._cost.prefill_seconds(start, num_tokens)
         if self._tokens is not None:

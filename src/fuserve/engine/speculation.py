@@ -13,8 +13,8 @@ from typing import Final
 
 from fuserve.engine.guided import Constraint
 
-TOKEN_COST: Final = 0.12
-"""What one more token adds to a step, in steps of a single token."""
+TOKEN_COST: Final = 0.2
+"""What one more token adds to a step, in steps of a single token; benchmarks/speculation.py."""
 
 _GRAM_SIZES: Final = (4, 2)
 _OBSERVATION_WEIGHT: Final = 0.15

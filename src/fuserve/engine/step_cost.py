@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-Vector = npt.NDArray[np.float64]
+from fuserve.engine.linear_filter import LinearFilter
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,54 +24,65 @@ class StepLoad:
     num_prefill_pairs: int = 0
 
 
-# In units that make the coefficients comparable: a step, a token, a thousand attended tokens,
-# a prompt token, a thousand pairs.
-_PRIOR_MS: Vector = np.array([50.0, 5.0, 5.0, 5.0, 2.0])
-_DRIFT = 0.02  # share by which a coefficient may change from one step to the next
 _NOISE = 0.05  # share by which equal steps differ
 _NOISE_MS = 0.2
-_OUTLIER = 3.0  # standard deviations; what lies beyond is another process, not the model
+_REFRESH_STEPS = 32
 
 
 class StepCost:
-    """A linear model of a step's time, kept current by a Kalman filter.
+    """A linear model of a step's time, in milliseconds.
 
-    Its five coefficients are the milliseconds of an empty step, a decoded token, the context it
-    reads, a prompt token, and the pairs its attention goes through. Steps in use seldom tell all
-    of them apart; the filter moves those that a step does tell of and leaves the others.
+    Decoding costs so much a step, a token and a token of context; prompts cost so much a token and
+    a pair that their attention goes through. The two parts are learned apart: steps that only
+    decode teach the first, and what other steps take beyond it teaches the second. Learned
+    together they could not be told apart, because how much of a prompt a step takes is decided
+    from what decoding is believed to cost.
     """
 
     def __init__(self) -> None:
-        self._ms: Vector = np.zeros(5)
-        self._prior: Vector = _PRIOR_MS**2
-        self._covariance: Vector = np.diag(self._prior)
+        # Priors in ms: a step, a token, a thousand tokens of context.
+        self._decode = LinearFilter([50.0, 5.0, 5.0])
+        # A token, a thousand pairs.
+        self._prefill = LinearFilter([5.0, 2.0])
         self._seen_decode = False
         self._seen_prefill = False
+        self._num_mixed = 0  # steps since one that only decoded
 
     @property
     def knows_mixed_steps(self) -> bool:
-        """Whether decoding and prompts have both been seen."""
+        """Whether decoding and prompts have both been measured."""
         return self._seen_decode and self._seen_prefill
+
+    @property
+    def wants_decode(self) -> bool:
+        """Whether a step that only decodes ought to be measured, for lack of a recent one."""
+        return self._num_mixed >= (_REFRESH_STEPS if self._seen_decode else 1)
 
     def observe(self, load: StepLoad, seconds: float) -> None:
         """Learn from a step that has run."""
-        x = _features(load)
         measured = seconds * 1e3
-        gain = self._covariance @ x
-        noise = (_NOISE * measured + _NOISE_MS) ** 2
-        variance = float(x @ gain) + noise
-        surprise = measured - float(x @ self._ms)
-        limit = _OUTLIER * variance**0.5
-        self._ms += gain * (min(max(surprise, -limit), limit) / variance)
-        self._covariance -= np.outer(gain, gain) / variance
-        self._covariance.flat[::6] += (_DRIFT * self._ms) ** 2 + 1e-12
-        self._bound()
-        self._seen_decode |= load.num_decode_tokens > 0
-        self._seen_prefill |= load.num_prefill_tokens > 0
+        noise = _NOISE * measured + _NOISE_MS
+        if load.num_prefill_tokens == 0:
+            self._decode.observe(_decode_features(load), measured, noise)
+            self._seen_decode = True
+            self._num_mixed = 0
+            return
+        beyond = measured - self.decode_seconds(load) * 1e3
+        pairs = load.num_prefill_pairs * 1e-3
+        self._prefill.observe((load.num_prefill_tokens, pairs), beyond, noise)
+        self._seen_prefill = True
+        if load.num_decode_tokens > 0:
+            self._num_mixed += 1
 
-    def seconds(self, load: StepLoad) -> float:
-        """Of a step with this load."""
-        return float(_features(load) @ np.maximum(self._ms, 0.0)) * 1e-3
+    def decode_seconds(self, load: StepLoad) -> float:
+        """Of a step without the load's prompts."""
+        pairs = zip(self._decode.coefficients, _decode_features(load), strict=True)
+        return sum(coefficient * feature for coefficient, feature in pairs) * 1e-3
+
+    def prefill_seconds(self, start: int, num_tokens: int) -> float:
+        """What so many prompt tokens from position ``start`` on add to a step."""
+        slope, curve = self._prefill_ms(start)
+        return (slope + curve * num_tokens) * num_tokens * 1e-3
 
     def prefill_tokens(self, seconds: float, start: int) -> int:
         """Prompt tokens from position ``start`` on that add at most this time to a step."""
@@ -85,30 +93,12 @@ class StepCost:
         root = (slope * slope + 4 * curve * milliseconds) ** 0.5
         return int(2 * milliseconds / (slope + root))
 
-    def prefill_seconds(self, start: int, num_tokens: int) -> float:
-        """What so many prompt tokens from position ``start`` on add to a step."""
-        slope, curve = self._prefill_ms(start)
-        return (slope + curve * num_tokens) * num_tokens * 1e-3
-
     def _prefill_ms(self, start: int) -> tuple[float, float]:
         """Milliseconds of n tokens are ``slope * n + curve * n**2``."""
-        per_token = max(float(self._ms[3]), 1e-4)
-        per_pair = max(float(self._ms[4]), 0.0) * 1e-3
-        return per_token + per_pair * start, per_pair / 2
-
-    def _bound(self) -> None:
-        """Keep what was not seen for long from becoming less certain than at the beginning."""
-        excess = np.sqrt(np.maximum(self._covariance.diagonal() / self._prior, 1.0))
-        self._covariance /= np.outer(excess, excess)
+        per_token, per_thousand_pairs = self._prefill.coefficients
+        per_pair = per_thousand_pairs * 1e-3
+        return max(per_token, 1e-4) + per_pair * start, per_pair / 2
 
 
-def _features(load: StepLoad) -> Vector:
-    return np.array(
-        (
-            1.0,
-            load.num_decode_tokens,
-            load.num_context_tokens * 1e-3,
-            load.num_prefill_tokens,
-            load.num_prefill_pairs * 1e-3,
-        )
-    )
+def _decode_features(load: StepLoad) -> tuple[float, float, float]:
+    return 1.0, load.num_decode_tokens, load.num_context_tokens * 1e-3
