@@ -2,7 +2,16 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <limits>
+
+// Compiled for several instruction sets, of which the machine's best is taken when the module is
+// loaded. Their results are equal to the bit: nothing is contracted, and sums have fixed lanes.
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
+#define FUSERVE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define FUSERVE_CLONES
+#endif
 
 namespace fuserve::sampling {
 namespace {
@@ -11,7 +20,10 @@ namespace {
 constexpr std::size_t kLanes = 16;
 constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 
-double block_total(std::span<const float> logits, Softmax softmax, float cutoff) {
+using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
+using LaneMask = std::int32_t __attribute__((vector_size(kLanes * sizeof(std::int32_t))));
+
+FUSERVE_CLONES double block_total(std::span<const float> logits, Softmax softmax, float cutoff) {
   std::array<float, kLanes> lanes{};
   std::size_t i = 0;
   for (; i + kLanes <= logits.size(); i += kLanes) {
@@ -51,20 +63,21 @@ std::int32_t draw_in_block(std::span<const float> logits, Softmax softmax, doubl
 
 }  // namespace
 
-RowScan scan(std::span<const float> logits) {
-  std::array<float, kLanes> highest;
-  highest.fill(kMinusInfinity);
-  std::array<std::uint32_t, kLanes> nan{};
+FUSERVE_CLONES RowScan scan(std::span<const float> logits) {
+  Lanes highest = Lanes{} + kMinusInfinity;
+  LaneMask nan{};
   std::size_t i = 0;
   for (; i + kLanes <= logits.size(); i += kLanes) {
-    for (std::size_t lane = 0; lane < kLanes; ++lane) {
-      const float x = logits[i + lane];
-      highest[lane] = highest[lane] < x ? x : highest[lane];
-      nan[lane] |= static_cast<std::uint32_t>(x != x);
-    }
+    Lanes x;
+    std::memcpy(&x, logits.data() + i, sizeof(x));
+    highest = highest < x ? x : highest;
+    nan |= x != x;
   }
-  RowScan result{*std::max_element(highest.begin(), highest.end()), false};
-  result.has_nan = std::any_of(nan.begin(), nan.end(), [](std::uint32_t bit) { return bit != 0; });
+  RowScan result{kMinusInfinity, false};
+  for (std::size_t lane = 0; lane < kLanes; ++lane) {
+    result.max = std::max(result.max, highest[lane]);
+    result.has_nan = result.has_nan || nan[lane] != 0;
+  }
   for (; i < logits.size(); ++i) {
     result.max = std::max(result.max, logits[i]);
     result.has_nan = result.has_nan || logits[i] != logits[i];
@@ -72,11 +85,23 @@ RowScan scan(std::span<const float> logits) {
   return result;
 }
 
-std::int32_t first_equal(std::span<const float> logits, float value) {
-  return static_cast<std::int32_t>(std::find(logits.begin(), logits.end(), value) - logits.begin());
+FUSERVE_CLONES std::int32_t first_equal(std::span<const float> logits, float value) {
+  // Whole blocks without a branch for each element, which vectorize, then the one that has it.
+  std::size_t start = 0;
+  for (; start + kBlock <= logits.size(); start += kBlock) {
+    std::int32_t found = 0;
+    for (std::size_t i = start; i < start + kBlock; ++i) {
+      found |= static_cast<std::int32_t>(logits[i] == value);
+    }
+    if (found != 0) {
+      break;
+    }
+  }
+  const auto from = logits.begin() + static_cast<std::ptrdiff_t>(start);
+  return static_cast<std::int32_t>(std::find(from, logits.end(), value) - logits.begin());
 }
 
-std::int32_t count_greater(std::span<const float> logits, float value) {
+FUSERVE_CLONES std::int32_t count_greater(std::span<const float> logits, float value) {
   std::int32_t count = 0;
   for (const float x : logits) {
     count += static_cast<std::int32_t>(x > value);

@@ -67,6 +67,10 @@ def test_only_the_rows_asked_for_have_logits() -> None:
     np.testing.assert_allclose(rows[0], last[0], rtol=1e-4, atol=1e-6)
     batch.logit_rows = np.array([], np.int32)
     assert executor.step(batch).shape == (0, 31)
+    assert batch.hidden.shape == (0, 24)
+    batch.hidden_rows = np.array([5], np.int32)
+    executor.step(batch)
+    assert batch.hidden.shape == (1, 24)
 
 
 def test_without_torch_the_error_says_what_to_install() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fuserve.kernels.sampling import SampleStatus, greedy_token, sample_token
+from fuserve.kernels.sampling import SampleStatus, greedy_token, sample_token, score_token
 
 Row = npt.NDArray[np.float32]
 VOCAB_SIZES = (1, 7, 97, 49152)
@@ -111,6 +111,57 @@ def test_a_nucleus_of_thousands_is_exact(top_p: float) -> None:
     rank = int(np.flatnonzero(by_likelihood == last)[0])
     assert len(kept) > 3000
     assert abs(rank - len(kept)) <= 2  # float32 sums may shift the edge by a token
+
+
+def bits(tokens: npt.NDArray[np.int64], vocab: int) -> npt.NDArray[np.int32]:
+    """A mask with a bit set for each of the tokens."""
+    flags = np.zeros(-(-vocab // 32) * 32, dtype=np.uint8)
+    flags[tokens] = 1
+    return np.packbits(flags, bitorder="little").view(np.int32)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("vocab", VOCAB_SIZES)
+def test_tokens_that_are_not_allowed_are_out_before_anything_is_cut(
+    vocab: int, options: dict[str, Any]
+) -> None:
+    logits = random_row(vocab, seed=vocab)
+    allowed = np.union1d(np.random.default_rng(vocab).integers(0, vocab, 40), [0])
+    excluded = np.full_like(logits, -np.inf)
+    excluded[allowed] = logits[allowed]
+    mask = bits(allowed, vocab)
+    for u in (0.0, 0.3, 0.7, 0.999):
+        arguments = native_arguments(options)
+        masked = sample_token(logits, u, allowed=mask, num_logprobs=3, **arguments)
+        assert masked.token == sample_token(excluded, u, **arguments).token
+        assert masked.token in allowed
+        # What is reported is of the raw distribution.
+        assert masked.top_ids == sample_token(logits, u, num_logprobs=3).top_ids
+    greedy = sample_token(logits, 0.0, temperature=0.0, allowed=mask)
+    assert greedy.token == allowed[logits[allowed].argmax()]
+
+
+def test_a_mask_without_any_token_gives_none() -> None:
+    chosen = sample_token(random_row(97), 0.5, allowed=np.zeros(4, dtype=np.int32))
+    assert (chosen.status, chosen.token) == (SampleStatus.EMPTY, -1)
+    all_set = np.full(4, -1, dtype=np.int32)  # bits beyond the vocabulary mean nothing
+    assert sample_token(random_row(97), 0.5, allowed=all_set).token < 97
+
+
+def test_a_mask_of_another_vocabulary_is_refused() -> None:
+    with pytest.raises(ValueError, match="ceil"):
+        sample_token(random_row(97), 0.5, allowed=np.zeros(3, dtype=np.int32))
+
+
+@pytest.mark.parametrize("vocab", VOCAB_SIZES)
+def test_a_given_token_is_scored_as_if_it_had_been_chosen(vocab: int) -> None:
+    logits = random_row(vocab)
+    for u in (0.01, 0.5, 0.99):
+        chosen = sample_token(logits, u, num_logprobs=5)
+        assert score_token(logits, chosen.token, 5) == chosen
+    assert score_token(logits * np.float32("nan"), 0, 1).status is SampleStatus.NAN
+    with pytest.raises(ValueError, match="token must lie"):
+        score_token(logits, vocab, 0)
 
 
 @pytest.mark.parametrize("vocab", VOCAB_SIZES)

@@ -31,6 +31,7 @@ class PagedSequences:
         self._free = order.tolist()
         self._blocks: dict[str, list[int]] = {}
         self._lengths: dict[str, int] = {}
+        self.hidden: dict[str, np.ndarray] = {}  # of the last step, as its logits
 
     def step(self, chunks: dict[str, Sequence[int]]) -> dict[str, np.ndarray]:
         """Run the next tokens of each sequence; logits of every one  # [tokens, vocab]."""
@@ -54,7 +55,9 @@ class PagedSequences:
             query_starts=starts.astype(np.int32),
             block_tables=tables,
             logit_rows=np.arange(len(positions), dtype=np.int32),
+            hidden_rows=np.arange(len(positions), dtype=np.int32),
         )
         logits = self.executor.step(batch)
+        self.hidden = dict(zip(chunks, np.split(batch.hidden, starts[1:-1]), strict=True))
         parts = np.split(logits, starts[1:-1])
         return dict(zip(chunks, parts, strict=True))

@@ -153,9 +153,12 @@ def test_logits_are_bit_identical_alone_batched_chunked_and_on_any_number_of_thr
     alone = {name: one.step({name: ids})[name] for name, ids in prompts.items()}
 
     two = load_model("demo", replace(MODES[mode], num_threads=2)).executor
-    together = PagedSequences(two, seed=1).step(prompts)
+    hidden = one.hidden["7"]
+    batched = PagedSequences(two, seed=1)
+    together = batched.step(prompts)
     for name, logits in alone.items():
         assert np.array_equal(together[name], logits), "batched"
+    assert np.array_equal(batched.hidden["7"], hidden), "hidden states, batched"
 
     chunked = PagedSequences(two, seed=2)
     ids = prompts["7"]
@@ -167,4 +170,5 @@ def test_logits_are_bit_identical_alone_batched_chunked_and_on_any_number_of_thr
         others = {"3": prompts["3"][start : start + 1]} if start < len(prompts["3"]) else {}
         got = chunked.step({"7": chunk, **others})["7"]
         assert np.array_equal(got, alone["7"][start : start + len(chunk)]), f"chunk at {start}"
+        assert np.array_equal(chunked.hidden["7"], hidden[start : start + len(chunk)])
         start += size

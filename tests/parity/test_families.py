@@ -61,6 +61,18 @@ def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
 
 @pytest.mark.parametrize("kind", EXECUTORS)
 @pytest.mark.parametrize("name", VARIANTS)
+def test_hidden_states_are_those_of_transformers(name: str, kind: str, model_of: ModelOf) -> None:
+    model = model_of(name)
+    sequences = paged(kind, model)
+    tokens = prompt(model, model.variant.lengths[-1])
+    sequences.step({"only": tokens})
+    with torch.inference_mode():
+        base = model.model.base_model(torch.tensor([tokens]))
+    assert_close(sequences.hidden["only"], base.last_hidden_state[0].numpy())
+
+
+@pytest.mark.parametrize("kind", EXECUTORS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_prompts_of_any_length_have_the_logits_of_transformers(
     name: str, kind: str, model_of: ModelOf
 ) -> None:

@@ -34,9 +34,9 @@ def _queue(*names: str, help: str, **limits: Any) -> Any:
 class ServerFlags:
     """Where the server listens, and whom it lets in."""
 
-    host: Annotated[
-        str, _server("--host", help="Address to listen on; 0.0.0.0 is every one.")
-    ] = "127.0.0.1"
+    host: Annotated[str, _server("--host", help="Address to listen on; 0.0.0.0 is every one.")] = (
+        "127.0.0.1"
+    )
     port: Annotated[
         int, _server("--port", help="Port to listen on; 0 takes a free one.", min=0, max=65535)
     ] = 8000

@@ -8,10 +8,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from fuserve.engine.embedding import Pooling
 from fuserve.engine.engine import Engine
-from fuserve.engine.outputs import RequestOutput, RequestUpdate
+from fuserve.engine.intake import Terms
+from fuserve.engine.outputs import EmbeddingOutput, RequestOutput, RequestUpdate
 from fuserve.engine.queue_limits import QueueLimits
 from fuserve.engine.request import Request
 from fuserve.engine.request_stream import Mailbox, RequestStream, wake
@@ -92,18 +95,66 @@ class AsyncEngine:
             QueueFullError: too much is waiting now.
             EngineStoppedError: the engine takes no requests any more.
         """
-        num_tokens = len(prompt_token_ids)
+
+        def prepare() -> Request:
+            return self._engine.prepare(
+                prompt_token_ids,
+                params,
+                request_id=request_id,
+                prompt=prompt,
+                priority=priority,
+                client=client,
+                timeout_s=timeout_s,
+            )
+
+        return self._submit(len(prompt_token_ids), prepare)
+
+    async def embed(
+        self,
+        prompt_token_ids: Sequence[int],
+        *,
+        pooling: Pooling,
+        normalize: bool = True,
+        client: str = "",
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> EmbeddingOutput:
+        """Embed a prompt; cancelling it aborts the request. See ``Engine.prepare_embedding``.
+
+        Raises:
+            InvalidRequestError, CapacityError, QueueFullError, EngineStoppedError: as ``submit``.
+            RequestFailedError: the request failed while it ran.
+        """
+        terms = Terms(None, None, priority, client, timeout_s)
+
+        def prepare() -> Request:
+            return self._engine.prepare_embedding(
+                prompt_token_ids, pooling, terms, normalize=normalize
+            )
+
+        async with aclosing(self._submit(len(prompt_token_ids), prepare)) as stream:
+            async for update in stream:
+                output = update.output
+                if output is not None and output.error is not None:
+                    raise output.error
+                if output is not None and output.embedding is not None:
+                    return EmbeddingOutput(output.embedding, output.num_prompt_tokens)
+        raise EngineStoppedError("The engine was stopped before the prompt was embedded.")
+
+    def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
+        """Raise if ``submit`` would, except for what is waiting. Any thread may call it.
+
+        A constraint is compiled here, which may take long, and kept for ``submit``.
+
+        Raises:
+            InvalidRequestError, CapacityError: it could never be served.
+        """
+        self._engine.check_request(prompt_token_ids, params)
+
+    def _submit(self, num_tokens: int, prepare: Callable[[], Request]) -> RequestStream:
         with self._wakeup:
             self._check_open(num_tokens)
-        request = self._engine.prepare(
-            prompt_token_ids,
-            params,
-            request_id=request_id,
-            prompt=prompt,
-            priority=priority,
-            client=client,
-            timeout_s=timeout_s,
-        )
+        request = prepare()  # may take long, and needs no lock
         mailbox = Mailbox()
         with self._wakeup:
             self._check_open(num_tokens)

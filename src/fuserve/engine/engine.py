@@ -427,6 +427,8 @@ class Engine:
             self._totals.generation += 1
             if request.first_token_s is None:
                 request.first_token_s = self._clock()
+                if request.prompt_scores is not None:
+                    update.prompt_logprobs = request.prompt_scores.entries
             num_accepted += piece.token_ids[-1] == draft
             if generation.finish_reason is not None or piece.token_ids[-1] != draft:
                 break

@@ -153,8 +153,12 @@ class EmbeddingOutput:
 
 @dataclass(slots=True)
 class RequestUpdate:
-    """What one engine step did to one request; ``output`` is set by its last update."""
+    """What one engine step did to one request; ``output`` is set by its last update.
+
+    ``prompt_logprobs``, where they were asked for, come with the first token.
+    """
 
     request_id: str
     pieces: list[Piece]
     output: RequestOutput | None = None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None

@@ -12,8 +12,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fuserve.engine.request_stream import RequestStream
 from fuserve.engine.outputs import CompletionOutput, Piece, RequestOutput
+from fuserve.engine.request_stream import RequestStream
 from fuserve.errors import InvalidRequestError
 from fuserve.server.answer import json_answer
 from fuserve.server.chunks import ChunkWriter

@@ -13,8 +13,8 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fuserve.engine.request_stream import RequestStream
 from fuserve.engine.outputs import CompletionOutput, Piece, RequestOutput, TokenLogprobs
+from fuserve.engine.request_stream import RequestStream
 from fuserve.server.answer import json_answer
 from fuserve.server.chunks import ChunkWriter
 from fuserve.server.constraints import constraint_of

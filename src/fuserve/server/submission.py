@@ -7,8 +7,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
-from fuserve.engine.request_stream import RequestStream
 from fuserve.engine.outputs import RequestOutput, RequestUpdate
+from fuserve.engine.request_stream import RequestStream
 from fuserve.engine.sampling_params import SamplingParams
 from fuserve.errors import CapacityError, EngineStoppedError, InvalidRequestError, QueueFullError
 from fuserve.server.constraints import Constraint

@@ -1,0 +1,91 @@
+"""``fuserve serve`` as a process: it starts, answers, and leaves without cutting anybody off."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+from openai import OpenAI
+
+from tests.server.serving import WAIT_S
+
+SERVE = [
+    *(sys.executable, "-m", "fuserve.cli.main", "serve", "--model", "demo", "--port", "0"),
+    *("--max-model-len", "2048", "--max-num-seqs", "2"),
+]
+
+
+@contextmanager
+def served(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and its URL, which it prints when it is ready."""
+    code = "import sys; from fuserve.cli.main import main; sys.argv[0] = 'fuserve'; main()"
+    command = [sys.executable, "-c", code, *SERVE[3:], *flags]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if " is served at " in line:
+                    yield process, line.split(" is served at ")[1].split("/v1")[0]
+                    break
+        finally:
+            process.kill()
+
+
+def open_stream(url: str, **options: Any) -> Any:
+    client = OpenAI(base_url=f"{url}/v1", api_key="none", timeout=WAIT_S, max_retries=0)
+    stream = client.completions.create(
+        model="demo",
+        prompt="Once upon a time",
+        stream=True,
+        extra_body={"ignore_eos": True},
+        **options,
+    )
+    next(stream)
+    return stream
+
+
+def test_sigterm_lets_a_stream_end_and_refuses_new_requests() -> None:
+    with served("--grace-period", "50") as (process, url):
+        assert httpx2.get(f"{url}/ready").status_code == 200
+        stream = open_stream(url, max_tokens=400)
+        process.send_signal(signal.SIGTERM)
+        while httpx2.get(f"{url}/ready").status_code == 200:
+            pass
+        assert httpx2.get(f"{url}/health").status_code == 200
+        refused = httpx2.post(f"{url}/v1/completions", json={"prompt": "hi"})
+        assert refused.status_code == 503
+        assert "retry-after" in refused.headers
+        *_, last = stream
+        assert last.choices[0].finish_reason == "length"
+        assert process.wait(WAIT_S) == 0
+
+
+def test_what_outlasts_the_grace_period_is_ended_with_an_error() -> None:
+    with served("--grace-period", "0.01") as (process, url):
+        stream = open_stream(url, max_tokens=1900)
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(openai.APIError) as ended:
+            for _ in stream:
+                pass
+        assert ended.value.code == "unavailable"
+        assert process.wait(WAIT_S) == 0
+
+
+def test_an_idle_server_exits_at_once_and_its_log_is_json() -> None:
+    with served() as (process, url):
+        assert httpx2.get(f"{url}/").status_code == 200
+        assert httpx2.get(f"{url}/v1/models").json()["data"][0]["id"] == "demo"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_S) == 0
+        assert process.stderr is not None
+        lines = process.stderr.read().splitlines()
+        entries = [json.loads(line) for line in lines if line.startswith("{\"time")]
+        assert {entry["event"] for entry in entries} == {"request", "draining"}
