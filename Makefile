@@ -19,7 +19,7 @@ NATIVE := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt pyproject.toml
 PACKAGE := $(shell find src -type f -not -name '*.pyc') README.md
 WHEEL := dist/.stamp
 
-.PHONY: help demo serve test bench kernels lint format lock footprint build clean
+.PHONY: help demo serve test bench serving soak kernels lint format lock footprint build clean
 
 help:  ## List the commands.
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -35,6 +35,12 @@ test: $(DEV)/.stamps/fuserve  ## Run all tests (T=... selects some).
 
 bench: $(DEV)/.stamps/fuserve  ## Print fuserve beside its peers (builds llama.cpp, installs OpenVINO once).
 	$(DEV)/bin/python benchmarks/llm_peers.py --write-readme
+
+serving: $(DEV)/.stamps/fuserve  ## Print fuserve's server beside llama.cpp's and beside static batches.
+	$(DEV)/bin/python benchmarks/serving_peers.py --write-docs
+
+soak: $(DEV)/.stamps/fuserve  ## Use a server in every way for some minutes; nothing may grow (M=15).
+	$(DEV)/bin/python benchmarks/soak.py --minutes $(or $(M),15)
 
 kernels: $(DEV)/.stamps/fuserve  ## Print each kernel beside the machine's ceilings and torch (Q=--quick).
 	$(DEV)/bin/python benchmarks/kernels.py $(Q)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -11,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import httpx2
-from prometheus_client.parser import text_string_to_metric_families
 
 START_S = 300.0  # packing the weights of a large model included
 STOP_S = 60.0
 POLL_S = 0.05
+LOG_TAIL_BYTES = 4000
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,13 @@ class RunningServer:
     base_url: str
     model: str
     process: subprocess.Popen[bytes]
+    log: IO[bytes]
 
-    def metrics(self) -> dict[tuple[str, str], float]:
-        """All samples of ``/metrics`` by name and, where there is one, the label ``kind``."""
-        text = httpx2.get(f"{self.base_url}/metrics", timeout=30).text
-        samples: dict[tuple[str, str], float] = {}
-        for family in text_string_to_metric_families(text):
-            for sample in family.samples:
-                if "le" not in sample.labels:
-                    samples[sample.name, sample.labels.get("kind", "")] = sample.value
-        return samples
+    def log_tail(self) -> str:
+        """The end of what it has printed; its place in the file is the server's own."""
+        end = os.fstat(self.log.fileno()).st_size
+        tail = os.pread(self.log.fileno(), LOG_TAIL_BYTES, max(end - LOG_TAIL_BYTES, 0))
+        return tail.decode(errors="replace")
 
 
 @contextmanager
@@ -66,12 +65,10 @@ def _serving(command: Sequence[str], ready_path: str) -> Iterator[RunningServer]
         process = subprocess.Popen(
             [*command, "--host", "127.0.0.1", "--port", str(port)], stdout=log, stderr=log
         )
-        server = RunningServer(f"http://127.0.0.1:{port}", "bench", process)
+        server = RunningServer(f"http://127.0.0.1:{port}", "bench", process, log)
         try:
             if not _answers(server, ready_path):
-                log.seek(0)
-                sys.stderr.write(log.read()[-4000:].decode(errors="replace"))
-                raise SystemExit(f"{command[0]} did not start")
+                raise SystemExit(f"{server.log_tail()}\n{command[0]} did not start")
             yield server
         finally:
             process.terminate()

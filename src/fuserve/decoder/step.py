@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fuserve.architectures.spec import DecoderSpec
 from fuserve.kernels.cache import BLOCK_SIZE_TOKENS as BLOCK_SIZE_TOKENS
 
+
 def _no_rows() -> npt.NDArray[np.int32]:
     return np.zeros(0, dtype=np.int32)
 
