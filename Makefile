@@ -16,16 +16,19 @@ PIP := -m pip --disable-pip-version-check install --quiet
 QUESTION ?= Why is the sky blue? Answer in two sentences.
 
 NATIVE := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt pyproject.toml
-PACKAGE := $(shell find src -name '*.py' -o -name '*.pyi' -o -name py.typed) README.md
+PACKAGE := $(shell find src -type f -not -name '*.pyc') README.md
 WHEEL := dist/.stamp
 
-.PHONY: help demo test bench serving soak kernels lint format lock footprint build clean
+.PHONY: help demo serve test bench serving soak kernels lint format lock footprint build clean
 
 help:  ## List the commands.
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 demo: $(USER)/.stamps/fuserve $(USER)/.stamps/demo  ## Install fuserve and let a small model answer.
 	@$(USER)/bin/fuserve generate --model demo --chat --temperature 0 --max-tokens 200 "$(QUESTION)" </dev/null
+
+serve: $(USER)/.stamps/fuserve $(USER)/.stamps/demo  ## Serve the small model, with a web page to try it.
+	@$(USER)/bin/fuserve serve --model demo
 
 test: $(DEV)/.stamps/fuserve  ## Run all tests (T=... selects some).
 	$(DEV)/bin/python -m pytest $(T)
@@ -60,7 +63,7 @@ lock: $(DEV)/.stamps/tools  ## Pin the versions that are installed now.
 build: $(WHEEL)  ## Build the wheel into dist/.
 
 footprint: $(WHEEL)  ## Measure what an installation takes on disk; fails over the limit.
-	$(PYTHON) .ci/footprint.py dist/fuserve-*.whl --limit-mb 150
+	$(PYTHON) .ci/footprint.py dist/fuserve-*.whl --limit-mb 150 --serve-limit-mb 165
 
 clean:  ## Remove everything that was built or installed here.
 	rm -rf $(USER) $(DEV) build dist .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -77,8 +80,8 @@ $(WHEEL): $(NATIVE) $(PACKAGE) requirements/build.txt | $(USER)/.stamps/created
 	  --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
 	touch $@
 
-$(USER)/.stamps/core: requirements/core.txt | $(USER)/.stamps/created
-	$(USER)/bin/python $(PIP) -r requirements/core.txt
+$(USER)/.stamps/core: requirements/core.txt requirements/serve.txt | $(USER)/.stamps/created
+	$(USER)/bin/python $(PIP) -r requirements/serve.txt
 	touch $@
 
 $(USER)/.stamps/demo: requirements/demo.txt | $(USER)/.stamps/created
@@ -89,7 +92,7 @@ $(USER)/.stamps/fuserve: $(WHEEL) $(USER)/.stamps/core
 	$(USER)/bin/python $(PIP) --no-deps --force-reinstall dist/fuserve-*.whl
 	touch $@
 
-$(DEV)/.stamps/tools: requirements/core.txt requirements/dev.txt requirements/demo.txt requirements/torch.txt | $(DEV)/.stamps/created
+$(DEV)/.stamps/tools: requirements/core.txt requirements/serve.txt requirements/dev.txt requirements/demo.txt requirements/torch.txt | $(DEV)/.stamps/created
 	$(DEV)/bin/python $(PIP) -r requirements/torch.txt
 	$(DEV)/bin/python $(PIP) -r requirements/dev.txt
 	$(DEV)/bin/python $(PIP) --no-deps -r requirements/demo.txt

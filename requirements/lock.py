@@ -1,4 +1,4 @@
-"""Write core.txt and dev.txt: the exact versions that this environment holds.
+"""Write core.txt, serve.txt and dev.txt: the exact versions that this environment holds.
 
 Run it by ``make lock`` after a dependency in pyproject.toml has changed and been installed.
 """
@@ -46,15 +46,24 @@ def write(name: str, heading: str, versions: dict[str, str]) -> None:
 def main() -> None:
     """Lock the core and the developer's environment."""
     project = tomllib.loads((HERE.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
     core = closure(project["dependencies"])
-    dev = closure(project["optional-dependencies"]["dev"])
-    extra = {name: version for name, version in dev.items() if name not in core}
+    serve = without(closure(extras["serve"]), core)
+    dev = without(closure(extras["dev"]), core | serve)
     write("core.txt", "# What the core needs, pinned; written by `make lock`.", core)
     write(
-        "dev.txt",
-        "# Oracles, tests and tools, pinned; written by `make lock`.\n-r core.txt",
-        extra,
+        "serve.txt",
+        "# What `fuserve serve` needs beside it, pinned; written by `make lock`.\n-r core.txt",
+        serve,
     )
+    write(
+        "dev.txt", "# Oracles, tests and tools, pinned; written by `make lock`.\n-r serve.txt", dev
+    )
+
+
+def without(versions: dict[str, str], those: dict[str, str]) -> dict[str, str]:
+    """The versions but those."""
+    return {name: version for name, version in versions.items() if name not in those}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuserve.engine.guided import GuidedDecoding, GuideCompiler
+from fuserve.engine.guided import GuideCompiler, GuidedDecoding
 from fuserve.engine.sampling_params import SamplingParams
 from fuserve.errors import InvalidRequestError
 from tests.engine.driving import make_engine, run_together

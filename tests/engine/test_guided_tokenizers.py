@@ -12,7 +12,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from fuserve.checkpoints.gguf_tokenizer import gguf_tokenizer
 from fuserve.checkpoints.tokenizer import SpecialTokens, Tokenizer
-from fuserve.engine.guided import Constraint, GuidedDecoding, GuideCompiler
+from fuserve.engine.guided import Constraint, GuideCompiler, GuidedDecoding
 from fuserve.errors import InvalidRequestError
 
 UNK, BOS, EOS, USER = range(4)

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import uvicorn
@@ -39,17 +39,18 @@ class RunningServer:
     Attributes:
         url: without the path.
         engine: behind it.
-        app: the application.
     """
 
     url: str
     engine: AsyncEngine
-    app: Any
+    clients: list[OpenAI] = field(default_factory=list)
 
     def client(self, api_key: str = "none", **options: Any) -> OpenAI:
-        """The official client; it does not try again by itself."""
+        """The official client, closed with the server; it does not try again by itself."""
         options.setdefault("max_retries", 0)
-        return OpenAI(base_url=f"{self.url}/v1", api_key=api_key, timeout=WAIT_S, **options)
+        client = OpenAI(base_url=f"{self.url}/v1", api_key=api_key, timeout=WAIT_S, **options)
+        self.clients.append(client)
+        return client
 
 
 @contextmanager
@@ -75,10 +76,12 @@ def serving(
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         listener.listen(512)  # connections wait until the server takes them
         thread.start()
+        running = RunningServer(f"http://127.0.0.1:{listener.getsockname()[1]}", async_engine)
         try:
-            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            yield RunningServer(url, async_engine, app)
+            yield running
         finally:
+            for client in running.clients:
+                client.close()
             asyncio.run(async_engine.drain(0))
             server.should_exit = True
             thread.join(WAIT_S)

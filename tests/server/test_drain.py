@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -18,7 +19,7 @@ from openai import OpenAI
 from tests.server.serving import WAIT_S
 
 SERVE = [
-    *(sys.executable, "-m", "fuserve.cli.main", "serve", "--model", "demo", "--port", "0"),
+    *(str(Path(sys.executable).with_name("fuserve")), "serve", "--model", "demo", "--port", "0"),
     *("--max-model-len", "2048", "--max-num-seqs", "2"),
 ]
 
@@ -26,9 +27,7 @@ SERVE = [
 @contextmanager
 def served(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process and its URL, which it prints when it is ready."""
-    code = "import sys; from fuserve.cli.main import main; sys.argv[0] = 'fuserve'; main()"
-    command = [sys.executable, "-c", code, *SERVE[3:], *flags]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen([*SERVE, *flags], stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
             for line in process.stderr:
@@ -87,5 +86,5 @@ def test_an_idle_server_exits_at_once_and_its_log_is_json() -> None:
         assert process.wait(WAIT_S) == 0
         assert process.stderr is not None
         lines = process.stderr.read().splitlines()
-        entries = [json.loads(line) for line in lines if line.startswith("{\"time")]
+        entries = [json.loads(line) for line in lines if line.startswith('{"time')]
         assert {entry["event"] for entry in entries} == {"request", "draining"}

@@ -35,9 +35,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 def idle(server: RunningServer) -> bool:
     stats = server.engine.stats()
-    return (
-        stats.num_running == stats.num_waiting == 0 and stats.num_free_blocks == stats.num_blocks
-    )
+    return stats.num_running == stats.num_waiting == 0 and stats.num_free_blocks == stats.num_blocks
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -50,9 +48,7 @@ def test_a_client_that_leaves_cancels_its_request(stream: bool, body: dict[str, 
             "POST", f"{server.url}/v1/completions", json=BODY | body | {"stream": stream}
         )
         head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
-        connection.sendall(
-            f"POST /v1/completions HTTP/1.1\r\n{head}\r\n".encode() + request.read()
-        )
+        connection.sendall(f"POST /v1/completions HTTP/1.1\r\n{head}\r\n".encode() + request.read())
         assert executor.stepping.wait(WAIT_S)
         connection.close()
         executor.released.set()

@@ -15,6 +15,7 @@ from openai.types.chat import ChatCompletionChunk
 from tests.server.serving import WAIT_S, RunningServer
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is the capital of France?"}]
+COLOURS = ("red", "blue")
 PROMPT = "The capital of France is"
 GREEDY: dict[str, Any] = {"model": "demo", "temperature": 0}
 
@@ -73,9 +74,7 @@ def test_a_stream_gives_the_same_answer_and_its_usage(client: OpenAI) -> None:
 
 def test_the_async_client_runs_requests_together(demo: RunningServer) -> None:
     async def ask() -> list[str]:
-        async with AsyncOpenAI(
-            base_url=f"{demo.url}/v1", api_key="none", timeout=WAIT_S
-        ) as client:
+        async with AsyncOpenAI(base_url=f"{demo.url}/v1", api_key="none", timeout=WAIT_S) as client:
 
             async def streamed(number: int) -> str:
                 stream = await client.completions.create(
@@ -166,9 +165,10 @@ def test_chat_logprobs_hold_the_likeliest_alternatives(client: OpenAI) -> None:
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None
     assert logprobs.content is not None
-    assert "".join(token.token for token in logprobs.content).strip() == (
-        answer.choices[0].message.content or ""
-    ).strip()
+    assert (
+        "".join(token.token for token in logprobs.content).strip()
+        == (answer.choices[0].message.content or "").strip()
+    )
     for token in logprobs.content:
         assert len(token.top_logprobs) == 3
         assert token.top_logprobs[0].logprob == token.logprob  # greedy
@@ -302,7 +302,11 @@ def test_an_answer_follows_a_schema(client: OpenAI) -> None:
     ("field", "value", "allowed"),
     [
         ("guided_choice", ["yes", "no"], {"yes", "no"}),
-        ("guided_regex", "(red|blue)[0-9]", {f"{c}{i}" for c in ("red", "blue") for i in range(10)}),
+        (
+            "guided_regex",
+            "(red|blue)[0-9]",
+            {f"{c}{i}" for c in ("red", "blue") for i in range(10)},
+        ),
         ("guided_grammar", 'start: "left" | "right"', {"left", "right"}),
         ("guided_json", {"enum": ["a", "b"]}, {'"a"', '"b"'}),
     ],

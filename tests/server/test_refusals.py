@@ -73,7 +73,12 @@ def refusal(response: httpx2.Response, status: int) -> dict[str, Any]:
             "tool_choice",
         ),
         ({"tools": [TOOL], "tool_choice": "sometimes"}, "tool_choice"),
-        ({"guided_regex": "(", }, "guided_regex"),
+        (
+            {
+                "guided_regex": "(",
+            },
+            "guided_regex",
+        ),
         ({"guided_choice": []}, "guided_choice"),
         ({"guided_json": "{"}, "guided_json"),
         ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice"),
@@ -163,7 +168,7 @@ def test_another_model_and_another_path_are_not_found(http: httpx2.Client) -> No
     refusal(http.get("/v1/models/gpt-9"), 404)
     refusal(http.get("/v1/nothing"), 404)
     refusal(http.post("/v1/nothing", json={}), 404)
-    refusal(http.get("/v1/chat/completions"), 405)
+    refusal(http.get("/v1/chat/completions"), 404)
 
 
 def test_the_client_raises_its_own_exceptions(toy: RunningServer) -> None:

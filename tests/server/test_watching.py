@@ -159,11 +159,13 @@ def collector() -> Iterator[tuple[str, list[bytes]]]:
 
 def test_a_span_of_each_request_goes_to_the_collector_when_one_is_given() -> None:
     trace = "0af7651916cd43dd8448eb211c80319c"
-    with collector() as (endpoint, bodies):
-        with serving_toy(config=ServerConfig(otlp_endpoint=endpoint)) as server:
-            headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
-            httpx2.post(f"{server.url}/v1/completions", json=BODY, headers=headers)
-            httpx2.get(f"{server.url}/health")
+    with (
+        collector() as (endpoint, bodies),
+        serving_toy(config=ServerConfig(otlp_endpoint=endpoint)) as server,
+    ):
+        headers = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+        httpx2.post(f"{server.url}/v1/completions", json=BODY, headers=headers)
+        httpx2.get(f"{server.url}/health")
     spans = [
         span
         for body in bodies

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fuserve.engine.text_codec import TextCodec
-from fuserve.errors import InvalidRequestError, RequestFailedError
+from fuserve.errors import InvalidRequestError, MissingExtraError, RequestFailedError
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -115,8 +115,10 @@ class GuideCompiler:
                 "Guided decoding needs a tokenizer with an end-of-sequence token; this model has "
                 "none."
             )
-        from llguidance import LLTokenizer
-
+        try:
+            from llguidance import LLTokenizer
+        except ImportError as error:
+            raise MissingExtraError("llguidance", "guided", "Guided decoding") from error
         try:
             self._tokenizer = LLTokenizer(
                 self._codec.tokenizer_json(),

@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 from fuserve.checkpoints import Tokenizer
 from fuserve.engine.async_engine import AsyncEngine
@@ -72,7 +73,7 @@ def create_app(
         app.include_router(router(context))
     app.include_router(operation_router(context))
     playground = str(files("fuserve.server") / "playground")
-    app.mount("/", StaticFiles(directory=playground, html=True), name="playground")
+    app.mount("/", _Page(directory=playground, html=True), name="playground")
     app.add_middleware(
         Gate,
         keys=ApiKeys(config.api_keys),
@@ -89,6 +90,16 @@ def create_app(
             expose_headers=["X-Request-Id", "Retry-After"],
         )
     return app
+
+
+class _Page(StaticFiles):
+    """The playground, at every path that is not the API's."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """A file; nothing else can be done to it, so a POST has found nothing."""
+        if scope["method"] not in ("GET", "HEAD"):
+            raise HTTPException(404, "There is nothing at this path. The API is under /v1.")
+        return await super().get_response(path, scope)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -24,7 +24,7 @@ from fuserve.server.event_stream import EventStream
 from fuserve.server.facts import RequestFacts, facts_of
 from fuserve.server.logprobs import chat_logprobs
 from fuserve.server.protocol.chat import ChatBody
-from fuserve.server.submission import Job, outputs_of, submit, updates_of
+from fuserve.server.submission import Job, checked_params, outputs_of, submit, updates_of
 from fuserve.server.tools.choice import ToolPlan, plan_tools
 from fuserve.server.tools.formats import format_of_template
 from fuserve.server.tools.parser import AnswerParser, CallDelta, Parsed
@@ -100,7 +100,7 @@ async def _job(context: ServerContext, body: ChatBody, plan: ToolPlan) -> Job:
         prompt=prompt,
         # The template has written the special tokens already.
         token_ids=await context.encode(prompt, add_special_tokens=False),
-        params=body.sampling_params(context.model.default_params, **chosen),
+        params=checked_params(context, body, **chosen),
         param="messages",
         constraint=constraint,
         priority=body.priority or 0,

@@ -25,7 +25,7 @@ from fuserve.server.facts import RequestFacts, facts_of
 from fuserve.server.logprobs import CompletionLogprobs, token_texts
 from fuserve.server.prompts import as_token_prompts
 from fuserve.server.protocol.completion import CompletionBody
-from fuserve.server.submission import Job, outputs_of, submit, updates_of
+from fuserve.server.submission import Job, checked_params, outputs_of, submit, updates_of
 from fuserve.server.usage import usage_of
 
 
@@ -74,7 +74,7 @@ async def _jobs(context: ServerContext, body: CompletionBody) -> list[Job]:
         "prompt_logprobs": body.logprobs if body.echoes else None,
         "guided": constraint and constraint.guided,
     }
-    params = body.sampling_params(context.model.default_params, **chosen)
+    params = checked_params(context, body, **chosen)
     request_id = f"cmpl-{uuid.uuid4().hex}"
     prompts = await as_token_prompts(context, body.prompt, "prompt")
     return [

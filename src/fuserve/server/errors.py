@@ -122,11 +122,7 @@ def from_validation(error: RequestValidationError) -> ApiError:
 def from_http(error: HTTPException) -> ApiError:
     """An unknown path, a wrong method."""
     status = error.status_code
-    if status == 405 and "allow" not in {name.lower() for name in error.headers or ()}:
-        status = 404  # the page's files can only be fetched: nothing else is at this path
-        message = "There is nothing at this path. The API is under /v1."
-    else:
-        message = str(error.detail) or HTTPStatus(status).phrase
+    message = str(error.detail) or HTTPStatus(status).phrase
     kind = "invalid_request_error" if status < 500 else "server_error"
     code = "not_found" if status == 404 else None
     return ApiError(status, message, kind=kind, code=code, headers=error.headers)

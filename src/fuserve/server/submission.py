@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
+from typing import Any
 
 from fuserve.engine.outputs import RequestOutput, RequestUpdate
 from fuserve.engine.request_stream import RequestStream
@@ -13,7 +14,7 @@ from fuserve.engine.sampling_params import SamplingParams
 from fuserve.errors import CapacityError, EngineStoppedError, InvalidRequestError, QueueFullError
 from fuserve.server.constraints import Constraint
 from fuserve.server.context import ServerContext
-from fuserve.server.errors import ApiError, from_fuserve
+from fuserve.server.errors import ApiError, from_fuserve, invalid
 from fuserve.server.facts import RequestFacts
 from fuserve.server.protocol.sampling import SamplingBody
 
@@ -36,6 +37,18 @@ class Job:
     param: str
     constraint: Constraint | None = None
     priority: int = 0
+
+
+def checked_params(context: ServerContext, body: SamplingBody, **chosen: Any) -> SamplingParams:
+    """The request's sampling parameters; ``chosen`` takes precedence over its fields.
+
+    Raises:
+        ApiError: naming the field that is out of range.
+    """
+    try:
+        return body.sampling_params(context.model.default_params, **chosen)
+    except InvalidRequestError as error:
+        raise invalid(str(error).split(maxsplit=1)[0], str(error)) from error
 
 
 async def submit(
