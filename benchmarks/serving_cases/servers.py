@@ -37,6 +37,16 @@ class RunningServer:
         tail = os.pread(self.log.fileno(), LOG_TAIL_BYTES, max(end - LOG_TAIL_BYTES, 0))
         return tail.decode(errors="replace")
 
+    def metrics(self) -> dict[tuple[str, str], float]:
+        """All samples of ``/metrics`` by name and, where there is one, the label ``kind``."""
+        text = httpx2.get(f"{self.base_url}/metrics", timeout=30).text
+        samples: dict[tuple[str, str], float] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if "le" not in sample.labels:
+                    samples[sample.name, sample.labels.get("kind", "")] = sample.value
+        return samples
+
 
 @contextmanager
 def fuserve_server(model: Path | str, *flags: str) -> Iterator[RunningServer]:

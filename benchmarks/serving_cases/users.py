@@ -132,7 +132,7 @@ async def _embed(crowd: Crowd, rng: np.random.Generator) -> str:
 
 async def _ask_for_the_impossible(crowd: Crowd, rng: np.random.Generator) -> str:
     wrong: list[dict[str, Any]] = [
-        {"prompt": "hello", "max_tokens": 1_000_000},
+        {"prompt": "hello " * 2000},  # longer than the model's context in a soak
         {"prompt": "hello", "temperature": -1},
         {"prompt": "hello", "guided_regex": "("},
         {"prompt": []},

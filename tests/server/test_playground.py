@@ -77,20 +77,23 @@ def test_the_page_says_which_model_answers(page: Page) -> None:
 
 
 def test_an_answer_appears_piece_by_piece_with_its_speed(page: Page, fake: FakeOpenAI) -> None:
-    go_on = threading.Event()
+    second, third = threading.Event(), threading.Event()
 
     def reply(body: dict[str, Any]) -> Iterator[str]:
         yield "Blue"
+        assert second.wait(WAIT_S)
         yield " light"
-        assert go_on.wait(WAIT_S)
+        assert third.wait(WAIT_S)
         yield " scatters."
 
     fake.reply = reply
     say(page, "Why is the sky blue?")
-    expect(answers(page)).to_have_text("Blue light")
+    expect(answers(page)).to_have_text("Blue")
     expect(page.get_by_role("log")).to_have_attribute("aria-busy", "true")
+    second.set()
+    expect(answers(page)).to_have_text("Blue light")
     expect(page.locator("#meter")).to_contain_text("tokens/s")
-    go_on.set()
+    third.set()
     expect(answers(page)).to_have_text("Blue light scatters.")
     finished(page)
     expect(page.locator("#meter")).to_contain_text("first token")
