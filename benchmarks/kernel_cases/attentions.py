@@ -72,7 +72,9 @@ def _measure(
     )
 
 
-def _our_attention(q: Floats, k: Floats, v: Floats, kind: CacheType, first: int, copies: int) -> Call:
+def _our_attention(
+    q: Floats, k: Floats, v: Floats, kind: CacheType, first: int, copies: int
+) -> Call:
     """A copy is a layer of the cache."""
     isa, (tokens, num_heads, head_dim) = selected_isa(), q.shape
     num_blocks = -(-len(k) // _native.BLOCK_TOKENS)

@@ -153,7 +153,9 @@ def test_chunks_give_the_same_bits_as_the_whole(
     assert np.array_equal(np.concatenate(parts), whole)
 
 
-@pytest.mark.parametrize("case", [Case(), Case(window=300), Case(cache=CacheType.F16), Case(cache=CacheType.I8)], ids=str)
+@pytest.mark.parametrize(
+    "case", [Case(), Case(window=300), Case(cache=CacheType.F16), Case(cache=CacheType.I8)], ids=str
+)
 def test_long_contexts_are_merged_from_splits(case: Case) -> None:
     isa = _native.available_isas()[-1]
     num_tokens = 1100  # three splits of 512

@@ -177,9 +177,7 @@ def cache_type(options: ExecutorOptions, plan: dict[str, PlannedTensor]) -> Cach
 
 def kv_block_bytes(spec: DecoderSpec, kind: CacheType) -> int:
     """Bytes of one KV-cache block in all layers."""
-    return kind.block_bytes(
-        spec.num_layers, spec.attention.num_kv_heads, spec.attention.head_dim
-    )
+    return kind.block_bytes(spec.num_layers, spec.attention.num_kv_heads, spec.attention.head_dim)
 
 
 class _PackedReader:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fuserve.architectures.spec import DecoderSpec
 from fuserve.kernels.cache import BLOCK_SIZE_TOKENS as BLOCK_SIZE_TOKENS
 
+
 @dataclass(slots=True)
 class StepBatch:
     """Any mix of prefill chunks and decode tokens of several sequences.
