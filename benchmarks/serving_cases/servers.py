@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 import httpx2
+from prometheus_client.parser import text_string_to_metric_families
 
 START_S = 300.0  # packing the weights of a large model included
 STOP_S = 60.0

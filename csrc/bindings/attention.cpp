@@ -40,12 +40,9 @@ void bind_attention(nb::module_& m) {
             require(source >= 0 && source < cache.num_blocks && target >= 0 &&
                         target < cache.num_blocks && source != target,
                     "source and target must be two blocks of the cache");
-            const size_t block_bytes = cache.layer_bytes() / static_cast<size_t>(cache.num_blocks);
-            for (int layer = 0; layer < self.num_layers; ++layer) {
-              char* blocks = self.memory.as<char>(cache.layer_bytes() * static_cast<size_t>(layer));
-              std::memcpy(blocks + block_bytes * static_cast<size_t>(target),
-                          blocks + block_bytes * static_cast<size_t>(source), block_bytes);
-            }
+            const size_t bytes = cache.block_bytes();
+            std::memcpy(cache.data + bytes * static_cast<size_t>(target),
+                        cache.data + bytes * static_cast<size_t>(source), bytes);
           },
           nb::arg("source"), nb::arg("target"))
       .def(
