@@ -19,8 +19,9 @@ import numpy as np
 
 from fuserve.checkpoints import Tokenizer, load_tokenizer
 from fuserve.decoder import ExecutorOptions, LoadedModel, load_model
+from fuserve.engine.config import EngineConfig
 from fuserve.engine.direct import Chunk, FixedSlots
-from fuserve.engine.engine import Engine, EngineConfig
+from fuserve.engine.engine import Engine
 from fuserve.engine.outputs import RequestOutput
 from fuserve.engine.sampling_params import SamplingParams
 

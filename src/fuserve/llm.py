@@ -19,7 +19,8 @@ from fuserve.decoder.options import (
     Quantization,
 )
 from fuserve.engine.completion_stream import CompletionStream
-from fuserve.engine.engine import Engine, EngineConfig
+from fuserve.engine.config import EngineConfig
+from fuserve.engine.engine import Engine
 from fuserve.engine.outputs import RequestOutput
 from fuserve.engine.prompts import Message, Prompt, as_conversations, as_prompts, is_conversation
 from fuserve.engine.sampling_params import SamplingParams

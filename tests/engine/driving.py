@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from fuserve.engine.engine import Engine, EngineConfig
+from fuserve.engine.config import EngineConfig
+from fuserve.engine.engine import Engine
 from fuserve.engine.outputs import Piece, RequestOutput
 from fuserve.engine.sampling_params import SamplingParams
 from tests.engine.fake_model import ByteCodec, FakeExecutor, Logits

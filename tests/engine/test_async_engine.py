@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fuserve.engine.async_engine import AsyncEngine
+from fuserve.engine.intake import Terms
 from fuserve.engine.sampling_params import SamplingParams
 from fuserve.errors import (
     DeadlineError,
@@ -127,9 +128,9 @@ def test_a_dropped_stream_aborts_its_request() -> None:
 def test_a_deadline_ends_a_request_with_an_error_and_no_other() -> None:
     now_s = [0.0]
     core = make_engine(clock=lambda: now_s[0])
-    late = core.prepare(prompt(1), PARAMS, timeout_s=5)
+    late = core.prepare(prompt(1), PARAMS, Terms(timeout_s=5))
     core.enqueue(late)
-    core.enqueue(core.prepare(prompt(2), PARAMS, timeout_s=50))
+    core.enqueue(core.prepare(prompt(2), PARAMS, Terms(timeout_s=50)))
     core.step()
     now_s[0] = 6.0
     update, other = core.step()

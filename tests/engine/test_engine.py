@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from fuserve.engine.engine import EngineConfig
+from fuserve.engine.config import EngineConfig
 from fuserve.engine.sampling_params import SamplingParams
 from fuserve.errors import CapacityError, InvalidRequestError, RequestFailedError
 from tests.engine.driving import ask, finish_all, make_engine, run_together

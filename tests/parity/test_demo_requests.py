@@ -11,7 +11,8 @@ import pytest
 
 from fuserve.checkpoints import Tokenizer, load_tokenizer
 from fuserve.decoder import ExecutorOptions, LoadedModel, load_model
-from fuserve.engine.engine import Engine, EngineConfig
+from fuserve.engine.config import EngineConfig
+from fuserve.engine.engine import Engine
 from fuserve.engine.guided import GuidedDecoding
 from fuserve.engine.outputs import RequestOutput
 from fuserve.engine.sampling_params import SamplingParams

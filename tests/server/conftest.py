@@ -8,7 +8,8 @@ import pytest
 
 from fuserve.checkpoints import load_tokenizer
 from fuserve.decoder import ExecutorOptions, load_model
-from fuserve.engine.engine import Engine, EngineConfig
+from fuserve.engine.config import EngineConfig
+from fuserve.engine.engine import Engine
 from tests.server.serving import RunningServer, serving, serving_toy
 
 MAX_MODEL_LEN = 1024

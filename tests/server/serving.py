@@ -14,7 +14,8 @@ from openai import OpenAI
 
 from fuserve.checkpoints import Tokenizer
 from fuserve.engine.async_engine import AsyncEngine
-from fuserve.engine.engine import Engine, EngineConfig
+from fuserve.engine.config import EngineConfig
+from fuserve.engine.engine import Engine
 from fuserve.engine.sampling_params import SamplingParams
 from fuserve.server.app import create_app
 from fuserve.server.config import ServedModel, ServerConfig

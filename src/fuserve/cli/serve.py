@@ -15,7 +15,7 @@ from fuserve.errors import InvalidRequestError, MissingExtraError
 if TYPE_CHECKING:
     from fuserve.checkpoints import Tokenizer
     from fuserve.decoder import LoadedModel
-    from fuserve.engine.engine import EngineConfig
+    from fuserve.engine.config import EngineConfig
     from fuserve.server.config import ServerConfig
 
 _SERVER_PANEL = "Server"
@@ -125,7 +125,7 @@ class SchedulingFlags:
         self, max_model_len: int, max_num_seqs: int, max_num_batched_tokens: int
     ) -> EngineConfig:
         """As the engine takes it."""
-        from fuserve.engine.engine import EngineConfig
+        from fuserve.engine.config import EngineConfig
 
         return EngineConfig(
             max_model_len,

@@ -88,7 +88,7 @@ class AsyncEngine:
         client: str = "",
         timeout_s: float | None = None,
     ) -> RequestStream:
-        """Queue a request; never waits for a step. See ``Engine.prepare`` for the arguments.
+        """Queue a request; never waits for a step. ``Terms`` tells of the other arguments.
 
         Raises:
             InvalidRequestError, CapacityError: it could never be served.
@@ -96,16 +96,10 @@ class AsyncEngine:
             EngineStoppedError: the engine takes no requests any more.
         """
 
+        terms = Terms(request_id, prompt, priority, client, timeout_s)
+
         def prepare() -> Request:
-            return self._engine.prepare(
-                prompt_token_ids,
-                params,
-                request_id=request_id,
-                prompt=prompt,
-                priority=priority,
-                client=client,
-                timeout_s=timeout_s,
-            )
+            return self._engine.prepare(prompt_token_ids, params, terms)
 
         return self._submit(len(prompt_token_ids), prepare)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,11 +9,13 @@ from dataclasses import dataclass
 from fuserve.decoder.step import BLOCK_SIZE_TOKENS, Executor
 from fuserve.engine.admission import Limits
 from fuserve.engine.block_manager import BlockManager
+from fuserve.engine.config import EngineConfig
 from fuserve.engine.contained_step import run_contained
 from fuserve.engine.embedding import Pooling
 from fuserve.engine.generation import Generation
 from fuserve.engine.guided import GuideCompiler
 from fuserve.engine.intake import Intake, Terms
+from fuserve.engine.open_requests import OpenRequests
 from fuserve.engine.outputs import RequestOutput, RequestUpdate
 from fuserve.engine.pace import Pace
 from fuserve.engine.prompt_scores import max_rows
@@ -28,40 +29,7 @@ from fuserve.engine.stats import EngineStats, TokenTotals
 from fuserve.engine.step_builder import ChunkResults, build_step, split_rows
 from fuserve.engine.step_cost import StepCost, StepLoad
 from fuserve.engine.text_codec import TextCodec
-from fuserve.errors import DeadlineError, FuserveError, InvalidRequestError, RequestFailedError
-
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """Limits of an engine.
-
-    Attributes:
-        max_model_len: tokens of the longest sequence.
-        max_num_seqs: completions computed together.
-        max_num_batched_tokens: token budget of a step.
-        max_itl_ms: the longest a step with prompts may take while streams run; None keeps it near
-            the time of a step without.
-        enable_prefix_caching: let requests use what earlier ones left in the KV cache.
-        num_speculative_tokens: the most tokens guessed ahead in a step; 0 guesses none.
-    """
-
-    max_model_len: int
-    max_num_seqs: int = 16
-    max_num_batched_tokens: int = 512
-    max_itl_ms: float | None = None
-    enable_prefix_caching: bool = True
-    num_speculative_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens"):
-            if getattr(self, name) < 1:
-                raise InvalidRequestError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.max_itl_ms is not None and not 0 < self.max_itl_ms < math.inf:
-            raise InvalidRequestError(f"max_itl_ms must be above 0, got {self.max_itl_ms}.")
-        if self.num_speculative_tokens < 0:
-            raise InvalidRequestError(
-                f"num_speculative_tokens must be at least 0, got {self.num_speculative_tokens}."
-            )
+from fuserve.errors import DeadlineError, FuserveError, RequestFailedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,19 +93,14 @@ class Engine:
             max_prompt_logits=max_rows(vocab_size),
             pace=Pace(self._cost, max_itl_s),
         )
-        self._requests: dict[str, Request] = {}
-        # Which completion a scheduled sequence belongs to; None where its prompt is embedded.
-        self._owners: dict[TokenSequence, tuple[Request, Generation | None]] = {}
+        self._open = OpenRequests()
         self._totals = TokenTotals()
-        self._num_queued = 0  # requests that have not begun
-        self._num_queued_tokens = 0
-        self._next_deadline_s = math.inf  # none is earlier
         self.last_step: LastStep | None = None
 
     @property
     def has_unfinished(self) -> bool:
         """Whether any request has not ended."""
-        return bool(self._requests)
+        return len(self._open) > 0
 
     @property
     def num_running(self) -> int:
@@ -157,19 +120,19 @@ class Engine:
     @property
     def num_queued_requests(self) -> int:
         """Requests that have not begun."""
-        return self._num_queued
+        return self._open.num_queued
 
     @property
     def num_queued_tokens(self) -> int:
         """Prompt tokens of the requests that have not begun."""
-        return self._num_queued_tokens
+        return self._open.num_queued_tokens
 
     def stats(self) -> EngineStats:
         """All figures of this moment. May be called from any thread."""
         return EngineStats(
-            num_running=len(self._requests) - self._num_queued,
-            num_waiting=self._num_queued,
-            num_waiting_tokens=self._num_queued_tokens,
+            num_running=len(self._open) - self._open.num_queued,
+            num_waiting=self._open.num_queued,
+            num_waiting_tokens=self._open.num_queued_tokens,
             num_preemptions_total=self._scheduler.num_preemptions,
             num_blocks=self._blocks.num_blocks,
             num_free_blocks=self._blocks.num_free,
@@ -198,37 +161,24 @@ class Engine:
         prompt: str | None = None,
     ) -> str:
         """Queue a request and return its id; ``prepare`` tells of arguments and errors."""
-        request = self.prepare(prompt_token_ids, params, request_id=request_id, prompt=prompt)
+        request = self.prepare(prompt_token_ids, params, Terms(request_id, prompt))
         self.enqueue(request)
         return request.request_id
 
     def prepare(
-        self,
-        prompt_token_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        request_id: str | None = None,
-        prompt: str | None = None,
-        priority: int = 0,
-        client: str = "",
-        timeout_s: float | None = None,
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, terms: Terms
     ) -> Request:
         """Make a request, all but queue it. It arrives now.
 
         Args:
             prompt_token_ids: what the model reads.
             params: how to go on from there, and when to end.
-            request_id: unique among the unfinished; None draws one.
-            prompt: its text, for the output.
-            priority: the lower is served first.
-            client: shares the machine evenly with other clients of its priority.
-            timeout_s: when to give up, from now on.
+            terms: its id, priority and the like.
 
         Raises:
             InvalidRequestError: it could never be served.
             CapacityError: the cache is too small for the prompt.
         """
-        terms = Terms(request_id, prompt, priority, client, timeout_s)
         return self._intake.completions(prompt_token_ids, params, terms)
 
     def check_embedding(self, prompt_token_ids: Sequence[int]) -> None:
@@ -283,24 +233,14 @@ class Engine:
         Raises:
             InvalidRequestError: its id is in use.
         """
-        if request.request_id in self._requests:
-            raise InvalidRequestError(f"The request id {request.request_id!r} is in use.")
-        self._requests[request.request_id] = request
-        self._num_queued += 1
-        self._num_queued_tokens += len(request.prompt_token_ids)
-        if request.deadline_s is not None:
-            self._next_deadline_s = min(self._next_deadline_s, request.deadline_s)
-        if request.reader is not None:
-            self._owners[request.reader] = (request, None)
-        for generation in request.generations:
-            self._owners[generation.sequence] = (request, generation)
+        self._open.add(request)
         leader, *followers = request.sequences
         leader.followers = followers
         self._scheduler.add(leader)
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """End a request now and free its blocks; None if it is unknown or has ended."""
-        request = self._requests.get(request_id)
+        request = self._open.get(request_id)
         if request is None:
             return None
         for generation in request.generations:
@@ -310,15 +250,15 @@ class Engine:
 
     def abort_all(self) -> list[RequestUpdate]:
         """End all requests now."""
-        outputs = [self.abort(request_id) for request_id in list(self._requests)]
+        outputs = [self.abort(request.request_id) for request in self._open.all()]
         return [RequestUpdate(o.request_id, [], o) for o in outputs if o is not None]
 
     def fail_all(self, error: FuserveError) -> list[RequestUpdate]:
         """End all requests with an error."""
-        updates = [RequestUpdate(request_id, []) for request_id in self._requests]
-        for update in updates:
-            self._fail(self._requests[update.request_id], update, error)
-        return updates
+        updates = {r.request_id: RequestUpdate(r.request_id, []) for r in self._open.all()}
+        for request in self._open.all():
+            self._fail(request, updates[request.request_id], error)
+        return list(updates.values())
 
     def step(self) -> list[RequestUpdate]:
         """Run one step of the model; return what it did to each request it touched.
@@ -358,29 +298,16 @@ class Engine:
     def _begin(self, chunks: list[Chunk]) -> None:
         """Note which requests are in a step for the first time."""
         for chunk in chunks:
-            request, _ = self._owners[chunk.sequence]
+            request, _ = self._open.owner(chunk.sequence)
             if not request.has_begun:
-                request.scheduled_s = self._clock()
-                self._unqueue(request)
+                self._open.begin(request, self._clock())
                 self._totals.prompt += len(request.prompt_token_ids)
-
-    def _unqueue(self, request: Request) -> None:
-        self._num_queued -= 1
-        self._num_queued_tokens -= len(request.prompt_token_ids)
 
     def _expire(self) -> dict[str, RequestUpdate]:
         """End the requests whose time is over."""
         updates: dict[str, RequestUpdate] = {}
-        now_s = self._clock()
-        if now_s < self._next_deadline_s:
-            return updates
-        self._next_deadline_s = math.inf
-        for request in list(self._requests.values()):
-            if request.deadline_s is None:
-                continue
-            if request.deadline_s > now_s:
-                self._next_deadline_s = min(self._next_deadline_s, request.deadline_s)
-                continue
+        for request in self._open.expired(self._clock()):
+            assert request.deadline_s is not None
             update = updates[request.request_id] = RequestUpdate(request.request_id, [])
             timeout_s = request.deadline_s - request.arrival_s
             message = f"{request.request_id} did not end within its {timeout_s:g} s."
@@ -392,7 +319,7 @@ class Engine:
         sequence = results.chunk.sequence
         if sequence.status is SequenceStatus.FINISHED:
             return
-        request, generation = self._owners[sequence]
+        request, generation = self._open.owner(sequence)
         update = updates.get(request.request_id) or RequestUpdate(request.request_id, [])
         try:
             if request.prompt_scores is not None:
@@ -444,7 +371,7 @@ class Engine:
         """End the request of a sequence that the executor could not compute."""
         if sequence.status is SequenceStatus.FINISHED:
             return  # another completion of the request has failed before
-        request, _ = self._owners[sequence]
+        request, _ = self._open.owner(sequence)
         failure = RequestFailedError(
             f"The model's step failed, and {request.request_id} with it: {error!r}"
         )
@@ -474,12 +401,10 @@ class Engine:
     ) -> RequestOutput:
         for sequence in request.sequences:
             self._release(sequence, keep_cached=keep_cached)
-        if not request.has_begun:
-            self._unqueue(request)
-        del self._requests[request.request_id]
+        self._open.remove(request)
         return request.output(self._clock(), error)
 
     def _release(self, sequence: TokenSequence, *, keep_cached: bool = True) -> None:
         if sequence.status is not SequenceStatus.FINISHED:
             self._scheduler.finish(sequence, failed=not keep_cached)
-            del self._owners[sequence]
+            self._open.release(sequence)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fuserve.engine.step_cost import StepCost, StepLoad
 
-MIXED_STEP_RATIO = 2.0
+MIXED_STEP_RATIO = 2.2
 """A step with prompts may take this many times one without, unless a limit in ms is given.
 
 Streams then see no gap of three times their usual one, noise of the machine included.
