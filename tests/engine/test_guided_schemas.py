@@ -72,10 +72,8 @@ def objects(draw: st.DrawFn, members: st.SearchStrategy[Schema]) -> Schema:
 
 def combinations(parts: st.SearchStrategy[Schema]) -> st.SearchStrategy[Schema]:
     some = st.lists(parts, min_size=1, max_size=3)
-    return (
-        some.map(lambda schemas: {"anyOf": schemas})
-        | some.map(lambda schemas: {"allOf": schemas})
-        | parts.map(lambda schema: {"$defs": {"part": schema}, "$ref": "#/$defs/part"})
+    return some.map(lambda schemas: {"anyOf": schemas}) | some.map(
+        lambda schemas: {"allOf": schemas}
     )
 
 
@@ -88,9 +86,11 @@ refused = st.sampled_from(
         {"type": "array", "contains": {"type": "integer"}},
     ]
 )
-schemas = st.recursive(
+whole = st.recursive(
     leaves, lambda inner: arrays(inner) | objects(inner) | combinations(inner), max_leaves=6
 )
+# References begin at the root, so a definition further in would refer to another one or to itself.
+schemas = whole | whole.map(lambda schema: {"$defs": {"part": schema}, "$ref": "#/$defs/part"})
 
 compiler = GuideCompiler(ByteCodec(), VOCAB_SIZE)
 
@@ -147,6 +147,18 @@ def test_a_keyword_that_cannot_be_enforced_is_refused_wherever_it_stands(
         assert any(keyword in str(error) for keyword in keywords), error
     else:
         raise AssertionError(f"{schema} was accepted")
+
+
+def test_a_schema_that_only_refers_to_itself_ends_with_an_error() -> None:
+    def answer_of(part: Schema) -> tuple[str, str | None]:
+        return answer({"$defs": {"part": part}, "$ref": "#/$defs/part"}, seed=1)
+
+    again = {"$ref": "#/$defs/part"}
+    tree = {"type": "array", "items": again, "maxItems": 2}
+    text, reason = answer_of({"anyOf": [{"type": "null"}, tree]})
+    assert (text, reason) == ("[]", "stop")
+    for endless in (again, {"anyOf": [again]}, {"allOf": [again]}):
+        assert answer_of(endless) == ("", "error")
 
 
 def test_most_random_schemas_are_answered() -> None:
