@@ -25,7 +25,8 @@ inline void store_row(Half* out, const float* row, int padded, float) {
 }
 inline void store_row(std::int8_t* out, const float* row, int padded, float scale) {
   const F32x16 inverse = set1(scale > 0.0F ? 1.0F / scale : 0.0F);
-  for (int d = 0; d < padded; d += 16) store_i8(out + d, to_int(mul(load16(row + d), inverse)));
+  for (int d = 0; d < padded; d += 16)
+    store_i8(out + d, to_int8_range(mul(load16(row + d), inverse)));
 }
 
 // The largest head that is transposed on the stack, a piece at a time.

@@ -72,7 +72,8 @@ inline void quantize_features(const float* x, int first, int count, std::int8_t*
     const float poison = reduce_add(mul(add(lo, hi), zero()));
     const float scale = largest * (1.0F / 127.0F) + poison;
     const float inverse = largest > 0.0F ? 127.0F / largest : 0.0F;
-    const I32x16 q_lo = to_int(mul(lo, set1(inverse))), q_hi = to_int(mul(hi, set1(inverse)));
+    const I32x16 q_lo = to_int8_range(mul(lo, set1(inverse)));
+    const I32x16 q_hi = to_int8_range(mul(hi, set1(inverse)));
     std::int8_t* out = record + first + b * kBlockCols;
     store_i8(out, q_lo);
     store_i8(out + 16, q_hi);

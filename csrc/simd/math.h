@@ -22,6 +22,10 @@ inline F32x16 exp(F32x16 x) {
   return zero_where_below(mul(p, pow2(n)), x, lowest);
 }
 
+// Nearest integers in [-127, 127]. Infinities go to an end, NaN to 127: whoever quantizes them
+// makes the scale NaN, but the integers are still added up.
+inline I32x16 to_int8_range(F32x16 x) { return to_int(max(set1(-127.0F), min(x, set1(127.0F)))); }
+
 inline F32x16 sigmoid(F32x16 x) { return div(set1(1.0F), add(set1(1.0F), exp(sub(zero(), x)))); }
 
 // tanh(x) = 1 - 2 / (exp(2x) + 1), absolute error below 2e-7.
