@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fuserve.checkpoints import Tensor
+from fuserve.quantization import QuantScheme
 
 DTYPES = {"float32": "F32", "float16": "F16", "uint16": "BF16"}
 
@@ -42,6 +43,9 @@ class FakeCheckpoint:
 
     def dtype(self, name: str) -> str:
         return DTYPES.get(self.arrays[name].dtype.name, "I8")
+
+    def scheme(self, name: str) -> QuantScheme | None:
+        return None
 
     def tensor(self, name: str) -> Tensor:
         return Tensor(name, self.dtype(name), self.shape(name), self.arrays[name])

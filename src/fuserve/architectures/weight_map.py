@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
+
 from fuserve.architectures.shapes import tensor_shapes
 from fuserve.architectures.spec import DecoderSpec
 
@@ -16,6 +19,11 @@ class PerHead:
     num_heads: int
     num_parts: int
     part: int
+
+    def rows(self, num_rows: int) -> npt.NDArray[np.intp]:
+        """Which of the ``num_rows`` stored rows they are."""
+        rows = np.arange(num_rows).reshape(self.num_heads, self.num_parts, -1)
+        return rows[:, self.part].reshape(-1)
 
 
 @dataclass(frozen=True, slots=True)

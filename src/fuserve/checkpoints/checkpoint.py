@@ -10,6 +10,7 @@ from fuserve.checkpoints.find import find_model
 from fuserve.checkpoints.gguf_file import GgufFile
 from fuserve.checkpoints.safetensors_folder import SafetensorsFolder
 from fuserve.checkpoints.tensor import Tensor
+from fuserve.quantization import QuantScheme
 
 
 class Checkpoint(Protocol):
@@ -47,6 +48,10 @@ class Checkpoint(Protocol):
 
     def dtype(self, name: str) -> str:
         """The stored type, as in ``Tensor.dtype``."""
+        ...
+
+    def scheme(self, name: str) -> QuantScheme | None:
+        """The scheme of a linear weight that the checkpoint has quantized (not GGUF's blocks)."""
         ...
 
     def tensor(self, name: str) -> Tensor:

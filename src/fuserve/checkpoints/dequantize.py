@@ -24,6 +24,8 @@ def to_float32(tensor: Tensor) -> npt.NDArray[np.float32]:
         return bits.view(np.float32)
     if tensor.dtype in BLOCK_SIZES:
         return _from_blocks(tensor)
+    if tensor.quantized is not None:
+        return tensor.quantized.values()
     raise UnsupportedModelError(
         f"tensor {tensor.name!r} has the type {tensor.dtype}, which cannot be read as float32. "
         "Use a checkpoint in F32, F16, BF16 or a GGUF block type."

@@ -11,6 +11,7 @@ from fuserve.checkpoints.gguf_header import read_gguf_header
 from fuserve.checkpoints.layout import TensorLayout, missing_tensor
 from fuserve.checkpoints.mapped_file import MappedFile
 from fuserve.checkpoints.tensor import Tensor
+from fuserve.quantization import QuantScheme
 
 
 class GgufFile:
@@ -39,6 +40,10 @@ class GgufFile:
     def dtype(self, name: str) -> str:
         """Stored type of a tensor."""
         return self._layout(name).dtype
+
+    def scheme(self, name: str) -> QuantScheme | None:
+        """None: a GGUF's block types are dtypes."""
+        return None
 
     def tensor(self, name: str) -> Tensor:
         """A view of the mapped bytes."""

@@ -13,6 +13,7 @@ from fuserve.checkpoints.mapped_file import MappedFile
 from fuserve.checkpoints.safetensors_header import read_safetensors_header
 from fuserve.checkpoints.tensor import Tensor
 from fuserve.errors import CheckpointError
+from fuserve.quantization import QuantScheme
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -60,6 +61,10 @@ class SafetensorsFolder:
     def dtype(self, name: str) -> str:
         """Stored type of a tensor."""
         return self._place(name)[1].dtype
+
+    def scheme(self, name: str) -> QuantScheme | None:
+        """None: tensors are handed out as they are stored."""
+        return None
 
     def tensor(self, name: str) -> Tensor:
         """A view of the mapped bytes."""

@@ -61,7 +61,10 @@ def _pack(source: Tensor, target: PlannedTensor, slot: Memory, pool: ThreadPool)
         return
     rows, cols = target.shape
     shape = target.storage.shape(rows, cols, target.row_group)
-    if GGML_GRIDS.get(source.dtype) == target.storage:
+    layer = source.quantized
+    if layer is not None and layer.scheme.keeps_codes and layer.scheme.storage == target.storage:
+        pack_codes(shape, layer.codes, slot, pool)
+    elif GGML_GRIDS.get(source.dtype) == target.storage:
         data = np.asarray(source.data, np.uint8)
         pack_codes(shape, codes_of(source.dtype, data), slot, pool)
     elif source.dtype in PLAIN:

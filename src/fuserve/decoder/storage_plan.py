@@ -55,10 +55,7 @@ def plan_storage(
     for name, shape in tensor_shapes(weights.spec).items():
         storage = None
         if _is_linear(name, shape):
-            dtype = weights.dtype(name)
-            storage = _storage(name, dtype, options, scheme)
-            keeps_grid = storage in (GGML_GRIDS.get(dtype), REGRIDDED.get(dtype))
-            descriptions[name] = describe_dtype(dtype) if keeps_grid else storage.describe()
+            storage, descriptions[name] = _linear_storage(weights, name, options, scheme)
         planned = _place(name, shape, storage, weights.spec, offset)
         plan[name] = planned
         offset = -(-(offset + planned.num_bytes) // ALIGNMENT) * ALIGNMENT
@@ -77,6 +74,24 @@ def _scheme(options: ExecutorOptions) -> QuantScheme | None:
 
 def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and name != "position_embedding"
+
+
+def _linear_storage(
+    weights: DecoderWeights, name: str, options: ExecutorOptions, scheme: QuantScheme | None
+) -> tuple[Storage, str]:
+    own = weights.scheme(name)
+    if own is None:
+        dtype = weights.dtype(name)
+        storage = _storage(name, dtype, options, scheme)
+        keeps_grid = storage in (GGML_GRIDS.get(dtype), REGRIDDED.get(dtype))
+        return storage, describe_dtype(dtype) if keeps_grid else storage.describe()
+    if scheme is not None:
+        raise InvalidRequestError(
+            f"the checkpoint is quantized already ({own.describe()}): leave quantization out"
+        )
+    if options.dtype != "auto":
+        return PLAIN[options.dtype], options.dtype
+    return own.storage, own.describe()
 
 
 def _storage(

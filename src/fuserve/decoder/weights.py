@@ -13,6 +13,7 @@ from fuserve import architectures
 from fuserve.architectures import DecoderSpec, TensorSource, spec_and_weight_map, tensor_shapes
 from fuserve.checkpoints import Checkpoint, Tensor, to_float32
 from fuserve.errors import CheckpointError
+from fuserve.quantization import QuantScheme
 
 PLAIN_DTYPES = frozenset({"F32", "F16", "BF16"})
 DUMMY_STD = 0.02
@@ -31,6 +32,10 @@ class DecoderWeights(Protocol):
 
     def dtype(self, name: str) -> str:
         """The stored type of canonical tensor ``name``, without reading it."""
+        ...
+
+    def scheme(self, name: str) -> QuantScheme | None:
+        """The scheme of canonical tensor ``name`` if it is quantized, without reading it."""
         ...
 
     def tensor(self, name: str) -> Tensor:
@@ -67,6 +72,10 @@ class CheckpointWeights:
         source = self._sources[name]
         return "F32" if source.add else self._checkpoint.dtype(source.name)
 
+    def scheme(self, name: str) -> QuantScheme | None:
+        """The scheme of canonical tensor ``name`` if it is quantized."""
+        return self._checkpoint.scheme(self._sources[name].name)
+
     def tensor(self, name: str) -> Tensor:
         """Canonical tensor ``name``; a view of the file where nothing had to be computed."""
         source = self._sources[name]
@@ -76,9 +85,7 @@ class CheckpointWeights:
         if source.rows is not None:
             tensor = tensor.rows(*source.rows)
         if source.per_head is not None:
-            heads = source.per_head
-            split = tensor.data.reshape(heads.num_heads, heads.num_parts, -1, *tensor.shape[1:])
-            tensor = _plain(tensor, split[:, heads.part].reshape(-1, *tensor.shape[1:]))
+            tensor = tensor.take(source.per_head.rows(tensor.shape[0]))
         if source.add:
             shifted = to_float32(tensor) + np.float32(source.add)
             tensor = Tensor(tensor.name, "F32", tensor.shape, shifted)
@@ -121,9 +128,9 @@ class CheckpointWeights:
             shape = (shape[0] // source.per_head.num_parts, *shape[1:])
         if shape != expected:
             self._refuse(source, f"one that holds {list(expected)}")
-        is_cut = source.transpose or source.per_head is not None
-        if is_cut and self._checkpoint.dtype(source.name) not in PLAIN_DTYPES:
-            self._refuse(source, "F32, F16 or BF16, as it is not cut along rows")
+        dtype = self._checkpoint.dtype(source.name)
+        if source.transpose and dtype not in PLAIN_DTYPES:
+            self._refuse(source, "F32, F16 or BF16, as it is transposed")
 
     def _stored_shape(self, source: TensorSource) -> tuple[int, ...]:
         shape = tuple(self._checkpoint.shape(source.name))
@@ -166,6 +173,10 @@ class DummyWeights:
     def dtype(self, name: str) -> str:
         """``F16`` for matrices, ``F32`` for vectors."""
         return "F16" if len(self._shapes[name]) > 1 else "F32"
+
+    def scheme(self, name: str) -> QuantScheme | None:
+        """None: nothing is quantized."""
+        return None
 
     def tensor(self, name: str) -> Tensor:
         """Canonical tensor ``name``, made anew at every call."""
