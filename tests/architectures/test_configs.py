@@ -86,11 +86,6 @@ REFUSED = {
     "unknown architecture": ("SmolLM2-135M", {"model_type": "mamba"}, "model_type"),
     "no architecture": ("SmolLM2-135M", {"model_type": None}, "model_type"),
     "an unhashable architecture": ("SmolLM2-135M", {"model_type": ["llama"]}, "model_type"),
-    "quantized weights": (
-        "SmolLM2-135M",
-        {"quantization_config": {"quant_method": "gptq"}},
-        "quantization_config",
-    ),
     "no size": ("SmolLM2-135M", {"hidden_size": None}, "hidden_size"),
     "text for a size": ("SmolLM2-135M", {"hidden_size": "576"}, "hidden_size"),
     "true for a size": ("SmolLM2-135M", {"num_hidden_layers": True}, "num_hidden_layers"),

@@ -44,6 +44,9 @@ class FakeCheckpoint:
     def dtype(self, name: str) -> str:
         return DTYPES.get(self.arrays[name].dtype.name, "I8")
 
+    def num_bytes(self, name: str) -> int:
+        return self.arrays[name].nbytes
+
     def scheme(self, name: str) -> QuantScheme | None:
         return None
 

@@ -103,10 +103,6 @@ def spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
 
 
 def _config_family(config: Mapping[str, Any]) -> ConfigFamily:
-    if config.get("quantization_config"):
-        Fields(config).refuse(
-            "quantization_config", "unquantized safetensors, or a GGUF file of this model"
-        )
     return Fields(config).choice("model_type", CONFIG_FAMILIES)
 
 

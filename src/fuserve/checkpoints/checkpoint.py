@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 from fuserve.checkpoints.find import find_model
 from fuserve.checkpoints.gguf_file import GgufFile
+from fuserve.checkpoints.quantized import QuantizedFolder
 from fuserve.checkpoints.safetensors_folder import SafetensorsFolder
 from fuserve.checkpoints.tensor import Tensor
 from fuserve.quantization import QuantScheme
@@ -50,6 +51,10 @@ class Checkpoint(Protocol):
         """The stored type, as in ``Tensor.dtype``."""
         ...
 
+    def num_bytes(self, name: str) -> int:
+        """Stored bytes of a tensor, everything that belongs to it included."""
+        ...
+
     def scheme(self, name: str) -> QuantScheme | None:
         """The scheme of a linear weight that the checkpoint has quantized (not GGUF's blocks)."""
         ...
@@ -76,4 +81,8 @@ def open_checkpoint(model: str | Path) -> Checkpoint:
         UnsupportedModelError: a tensor has a type that fuserve cannot read.
     """
     path = find_model(model)
-    return GgufFile(path) if path.is_file() else SafetensorsFolder(path)
+    if path.is_file():
+        return GgufFile(path)
+    folder = SafetensorsFolder(path)
+    config = folder.metadata.get("quantization_config")
+    return QuantizedFolder(folder, config) if config else folder

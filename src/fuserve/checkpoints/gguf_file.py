@@ -41,6 +41,11 @@ class GgufFile:
         """Stored type of a tensor."""
         return self._layout(name).dtype
 
+    def num_bytes(self, name: str) -> int:
+        """Stored bytes of a tensor."""
+        layout = self._layout(name)
+        return layout.stop - layout.start
+
     def scheme(self, name: str) -> QuantScheme | None:
         """None: a GGUF's block types are dtypes."""
         return None

@@ -62,6 +62,11 @@ class SafetensorsFolder:
         """Stored type of a tensor."""
         return self._place(name)[1].dtype
 
+    def num_bytes(self, name: str) -> int:
+        """Stored bytes of a tensor."""
+        layout = self._place(name)[1]
+        return layout.stop - layout.start
+
     def scheme(self, name: str) -> QuantScheme | None:
         """None: tensors are handed out as they are stored."""
         return None

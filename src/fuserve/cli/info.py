@@ -35,7 +35,6 @@ def info(
 def describe(model: str, checkpoint: Checkpoint) -> dict[str, Any]:
     """Everything ``info`` shows, as plain data; sizes in bytes."""
     from fuserve.architectures import num_parameters
-    from fuserve.checkpoints.layout import stored_bytes
     from fuserve.decoder.weights import CheckpointWeights
     from fuserve.quantization import REGRIDDED
 
@@ -43,7 +42,7 @@ def describe(model: str, checkpoint: Checkpoint) -> dict[str, Any]:
     spec = weights.spec
     names = checkpoint.tensor_names()
     dtypes = Counter(checkpoint.dtype(name) for name in names)
-    file_bytes = sum(stored_bytes(checkpoint.dtype(name), checkpoint.shape(name)) for name in names)
+    file_bytes = sum(map(checkpoint.num_bytes, names))
     return {
         "model": model,
         "path": str(checkpoint.path),

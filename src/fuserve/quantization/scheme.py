@@ -10,8 +10,7 @@ from fuserve.kernels.linear import Storage, WeightFormat
 
 Activations = Literal["float", "block", "token", "tensor"]
 
-BLOCK_COLS = 32
-"""Features that share a scale where activations are quantized per block; groups hold whole ones."""
+GROUP_SIZES = (32, 64, 128)
 
 OUTLIER_THRESHOLD = 6.0
 """Magnitude from which LLM.int8() (arXiv 2208.07339) keeps a feature in float."""
@@ -23,7 +22,7 @@ class QuantScheme:
 
     Attributes:
         weight_bits: 8 or 4.
-        group_size: input features that share a scale; 0 is one scale per output channel.
+        group_size: input features that share a scale; 0, for int8 only, is one scale per channel.
         symmetric: weights without zero points.
         activations: "float" computes in fp32 from the rounded weights; "block" rounds activations
             to int8 per token and block of 32 features; "token" to int8 with one scale per token
@@ -42,10 +41,11 @@ class QuantScheme:
     outlier_threshold: float | None = None
 
     def __post_init__(self) -> None:
-        if self.group_size < 0 or self.group_size % BLOCK_COLS:
+        allowed = GROUP_SIZES if self.weight_bits == 4 else (0, *GROUP_SIZES)
+        if self.group_size not in allowed:
             raise InvalidRequestError(
-                f"group_size {self.group_size} is not supported for int{self.weight_bits}; choose "
-                f"0 for one scale per channel, or a multiple of {BLOCK_COLS} such as 32, 64 or 128"
+                f"group_size {self.group_size} is not supported for int{self.weight_bits}; "
+                f"choose one of {', '.join(map(str, allowed))}"
             )
         whole_rows = self.weight_bits == 8 and self.group_size == 0 and self.symmetric
         if self.activations in ("token", "tensor") and not whole_rows:

@@ -1,0 +1,5 @@
+"""Layouts of quantized Hugging Face checkpoints: compressed-tensors, GPTQ, AWQ, bitsandbytes."""
+
+from fuserve.checkpoints.quantized.folder import QuantizedFolder
+
+__all__ = ["QuantizedFolder"]

@@ -1,0 +1,277 @@
+"""The layout of compressed-tensors checkpoints, which llm-compressor and vLLM use.
+
+Of a layer that is "pack-quantized": ``weight_packed`` I32 ``[out, in * bits / 32]``,
+``weight_scale``, ``weight_shape`` and, if asymmetric, ``weight_zero_point`` packed along its rows.
+"int-quantized": ``weight`` I8. Codes are signed: ``scale * (code - zero)``. Static activations have
+``input_scale`` ``[1]``. ``weight_g_idx`` is the group of each input feature where they are not runs
+of neighbours.
+
+fuserve adds ``input_smoothing``, ``input_shift`` and ``output_shift`` where nothing before the
+layer could take them up; such a folder has the quant_method "fuserve", so that no other reader
+takes it for what it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fuserve.checkpoints.quantized.bits import pack_words, unpack_words
+from fuserve.checkpoints.quantized.compressed_config import (
+    CompressedGroup,
+    group_of_module,
+    read_groups,
+    scheme_entry,
+    storage_format,
+)
+from fuserve.checkpoints.quantized.stored_layer import (
+    FLOATS,
+    REGRIDDED,
+    Grouping,
+    StoredLayer,
+    floats,
+    from_zero_points,
+    grouping,
+    irregular_groups,
+    refuse,
+    require,
+    scheme_or_refuse,
+)
+from fuserve.checkpoints.safetensors_folder import SafetensorsFolder
+from fuserve.quantization import QuantizedLinear, QuantScheme
+from fuserve.quantization.rounding import round_to_nearest, unsigned_codes
+
+VECTORS = ("input_smoothing", "input_shift", "output_shift")
+
+
+def compressed_layers(
+    folder: SafetensorsFolder, config: Mapping[str, Any]
+) -> dict[str, StoredLayer]:
+    """All quantized layers of a folder in this layout, by module name.
+
+    Raises:
+        CheckpointError: parts are missing or do not fit together.
+        UnsupportedModelError: a scheme that fuserve does not compute.
+    """
+    groups = read_groups(folder.path, config)
+    layers = {}
+    for name in folder.tensor_names():
+        module, _, part = name.rpartition(".")
+        if part == "weight_packed" or (part == "weight" and f"{module}.weight_scale" in folder):
+            layers[module] = _Reader(folder, module, group_of_module(folder.path, groups, module))
+    return {module: reader.layer() for module, reader in layers.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    folder: SafetensorsFolder
+    module: str
+    group: CompressedGroup
+
+    def part(self, name: str) -> str:
+        return f"{self.module}.{name}"
+
+    def has(self, name: str) -> bool:
+        return self.part(name) in self.folder
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        return np.asarray(self.folder.tensor(self.part(name)).data)
+
+    def layer(self) -> StoredLayer:
+        """Check the parts against each other, as far as headers tell."""
+        rows, cols = self._shape()
+        group = self.group
+        groups = grouping(self.folder, self.module, group.group_size, cols, group.bits)
+        parts = ["weight_packed", "weight_shape"] if self.has("weight_packed") else ["weight"]
+        scales: tuple[int, ...] = (rows, groups.num_stored)
+        if group.strategy == "tensor":
+            scales = self._one_value("weight_scale")
+        require(self.folder, self.part("weight_scale"), FLOATS, scales)
+        parts.append("weight_scale")
+        if not group.symmetric:
+            parts.append("weight_zero_point")
+            self._check_zeros(rows, groups.num_stored)
+        if group.activations == "tensor":
+            parts += self._input_parts()
+        parts += [name for name in VECTORS if self.has(name)]
+        scheme = scheme_or_refuse(
+            self.folder,
+            self.module,
+            weight_bits=group.bits,
+            group_size=groups.group_size,
+            symmetric=group.symmetric,
+            activations=group.activations,
+        )
+        order = self._order(cols, groups.num_stored)
+        if order is not None:
+            parts.append("weight_g_idx")
+            scheme = REGRIDDED
+        named = tuple(map(self.part, parts))
+        return StoredLayer(
+            named, scheme, (rows, cols), lambda: self._read(scheme, (rows, cols), groups, order)
+        )
+
+    def _shape(self) -> tuple[int, int]:
+        name = self.part("weight_packed" if self.has("weight_packed") else "weight")
+        stored = self.folder.shape(name)
+        if len(stored) != 2:
+            refuse(self.folder, name, f"has shape {list(stored)}, expected two dimensions.")
+        if not self.has("weight_packed"):
+            require(self.folder, name, ("I8",), stored)
+            return stored[0], stored[1]
+        require(self.folder, name, ("I32",), stored)
+        require(self.folder, self.part("weight_shape"), ("I64", "I32"), (2,))
+        rows, cols = (int(size) for size in self.array("weight_shape"))
+        if (rows, -(-cols * self.group.bits // 32)) != stored:
+            refuse(
+                self.folder,
+                name,
+                f"has shape {list(stored)}, but weight_shape is {[rows, cols]} in "
+                f"{self.group.bits} bits.",
+            )
+        return rows, cols
+
+    def _check_zeros(self, rows: int, num_groups: int) -> None:
+        name = self.part("weight_zero_point")
+        if self.has("weight_packed") and self.has("weight_zero_point"):
+            packed_rows = -(-rows * self.group.bits // 32)
+            if self.folder.dtype(name) == "I32":
+                require(self.folder, name, ("I32",), (packed_rows, num_groups))
+                return
+        require(self.folder, name, ("I8",), (rows, num_groups))
+
+    def _input_parts(self) -> list[str]:
+        parts = (
+            ["input_scale", "input_zero_point"] if self.group.shifted_inputs else ["input_scale"]
+        )
+        for name in parts:
+            dtypes = FLOATS if name == "input_scale" else ("I8",)
+            require(self.folder, self.part(name), dtypes, self._one_value(name))
+        return parts
+
+    def _one_value(self, name: str) -> tuple[int, ...]:
+        """The shape that a single value should have; writers differ."""
+        is_scalar = self.has(name) and self.folder.shape(self.part(name)) == ()
+        return () if is_scalar else (1,)
+
+    def _order(self, cols: int, num_groups: int) -> npt.NDArray[np.intp] | None:
+        if not self.has("weight_g_idx"):
+            return None
+        name = self.part("weight_g_idx")
+        require(self.folder, name, ("I32", "I64"), (cols,))
+        return irregular_groups(self.folder, name, num_groups, self.group.group_size)
+
+    def _read(
+        self,
+        scheme: QuantScheme,
+        shape: tuple[int, int],
+        groups: Grouping,
+        order: npt.NDArray[np.intp] | None,
+    ) -> QuantizedLinear:
+        rows, cols = shape
+        bits = self.group.bits
+        if self.has("weight_packed"):
+            codes = unpack_words(self.array("weight_packed"), bits, cols)
+        else:
+            codes = self.array("weight").view(np.uint8) ^ np.uint8(128)
+            if bits == 4:
+                codes = codes - np.uint8(120)  # from 128 + q to 8 + q
+        scales = np.broadcast_to(
+            floats(self.folder, self.part("weight_scale")).reshape(-1, groups.num_stored),
+            (rows, groups.num_stored),
+        )
+        zeros = None if self.group.symmetric else self._zeros(rows)
+        if order is not None:
+            middle = np.uint8(2 ** (bits - 1)) if zeros is None else zeros[:, order]
+            values = scales[:, order] * (codes.astype(np.float32) - middle)
+            return self._with_inputs(QuantizedLinear(scheme, round_to_nearest(values, scheme)))
+        spread = None if zeros is None else groups.spread(zeros)
+        packed = from_zero_points(codes, groups.spread(scales), spread, bits)
+        return self._with_inputs(QuantizedLinear(scheme, packed))
+
+    def _zeros(self, rows: int) -> npt.NDArray[np.uint8]:
+        stored, bits = self.array("weight_zero_point"), self.group.bits
+        if stored.dtype == np.int32:
+            return unpack_words(stored.T, bits, rows).T
+        middle = 2 ** (bits - 1)
+        unsigned: npt.NDArray[np.uint8] = (stored.astype(np.int16) + middle).astype(np.uint8)
+        return unsigned
+
+    def _with_inputs(self, layer: QuantizedLinear) -> QuantizedLinear:
+        """The layer with its input scale and vectors, read and checked."""
+        rows, cols = layer.shape
+        vectors: dict[str, Any] = {}
+        for name in VECTORS:
+            if self.has(name):
+                size = rows if name == "output_shift" else cols
+                require(self.folder, self.part(name), FLOATS, (size,))
+                vectors[name] = floats(self.folder, self.part(name))
+        layer = replace(layer, **vectors)
+        if self.group.activations != "tensor":
+            return layer
+        scale = float(floats(self.folder, self.part("input_scale")).reshape(-1)[0])
+        if scale <= 0:
+            refuse(self.folder, self.part("input_scale"), f"is {scale}, expected more than 0.")
+        layer = replace(layer, input_scale=scale)
+        if not self.group.shifted_inputs:
+            return layer
+        # scale * (q - zero) is a symmetric grid around a constant shift.
+        shift = np.float32(-scale * int(self.array("input_zero_point").reshape(-1)[0]))
+        share = layer.values().sum(axis=1, dtype=np.float32) * shift
+        return replace(layer, input_shift=np.full(cols, shift, np.float32), output_shift=share)
+
+
+def write_compressed(module: str, layer: QuantizedLinear) -> dict[str, npt.NDArray[np.generic]]:
+    """The tensors of a layer in this layout."""
+    bits = layer.scheme.weight_bits
+    codes, zeros = unsigned_codes(layer)
+    parts: dict[str, npt.NDArray[np.generic]] = {"weight_scale": layer.codes.scales}
+    if storage_format(layer.scheme) == "pack-quantized":
+        parts["weight_packed"] = pack_words(codes, bits)
+        parts["weight_shape"] = np.array(layer.shape, np.int64)
+        if not layer.scheme.symmetric:
+            packed = pack_words(np.ascontiguousarray(zeros.T), bits).T
+            parts["weight_zero_point"] = np.ascontiguousarray(packed)
+    else:
+        parts["weight"] = layer.codes.codes.view(np.int8)
+    if layer.input_scale is not None:
+        parts["input_scale"] = np.array([layer.input_scale], np.float32)
+    for name in VECTORS:
+        if (vector := getattr(layer, name)) is not None:
+            parts[name] = vector
+    return {f"{module}.{name}": array for name, array in parts.items()}
+
+
+def compressed_config(
+    modules: Mapping[str, QuantScheme], kept: Sequence[str], *, has_vectors: bool
+) -> dict[str, Any]:
+    """``quantization_config`` of a folder.
+
+    Args:
+        modules: the scheme of each quantized layer, by module name.
+        kept: linear layers that are not quantized.
+        has_vectors: a layer has vectors that only fuserve knows.
+    """
+    by_scheme: dict[QuantScheme, list[str]] = {}
+    for module, scheme in modules.items():
+        by_scheme.setdefault(scheme, []).append(module)
+    commonest = max(by_scheme, key=lambda scheme: len(by_scheme[scheme]))
+    groups: dict[str, Any] = {}
+    # Names go before the class Linear, so the commonest scheme, which takes it, comes last.
+    for scheme in sorted(by_scheme, key=lambda one: one == commonest):
+        targets = ["Linear"] if scheme == commonest else by_scheme[scheme]
+        groups[f"group_{len(groups)}"] = scheme_entry(scheme, targets)
+    formats = {storage_format(scheme) for scheme in by_scheme}
+    return {
+        "quant_method": "fuserve" if has_vectors else "compressed-tensors",
+        "format": formats.pop() if len(formats) == 1 else "mixed-precision",
+        "quantization_status": "compressed",
+        "config_groups": groups,
+        "ignore": list(kept),
+        "kv_cache_scheme": None,
+        "global_compression_ratio": None,
+    }

@@ -1,0 +1,163 @@
+"""What a reader of a quantized format gives for each linear layer, and the checks they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fuserve.checkpoints.dequantize import to_float32
+from fuserve.checkpoints.safetensors_folder import SafetensorsFolder
+from fuserve.errors import CheckpointError, InvalidRequestError, UnsupportedModelError
+from fuserve.kernels.linear import Codes
+from fuserve.quantization import QuantizedLinear, QuantScheme
+from fuserve.quantization.scheme import GROUP_SIZES
+
+Floats = npt.NDArray[np.float32]
+Number = TypeVar("Number", np.float32, np.uint8)
+
+FLOATS = ("F32", "F16", "BF16")
+"""Types that scales are stored in."""
+
+REGRIDDED = QuantScheme(8, 32)
+"""What layers become whose groups are not runs of neighbouring features."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLayer:
+    """One quantized linear layer of a checkpoint, checked but not read.
+
+    Attributes:
+        parts: the stored tensors that it is made of.
+        scheme: how it computes.
+        shape: ``[out_features, in_features]``.
+        read: reads the parts.
+    """
+
+    parts: tuple[str, ...]
+    scheme: QuantScheme
+    shape: tuple[int, int]
+    read: Callable[[], QuantizedLinear]
+
+
+def require(
+    folder: SafetensorsFolder, name: str, dtypes: Sequence[str], shape: Sequence[int]
+) -> None:
+    """Raise CheckpointError unless tensor ``name`` is there, of one of the types and the shape."""
+    if name not in folder:
+        refuse(folder, name, f"is missing, expected {' or '.join(dtypes)} of {list(shape)}.")
+    stored, dtype = tuple(folder.shape(name)), folder.dtype(name)
+    if dtype not in dtypes or stored != tuple(shape):
+        refuse(
+            folder,
+            name,
+            f"has shape {list(stored)} and type {dtype}, expected {' or '.join(dtypes)} of "
+            f"{list(shape)}.",
+        )
+
+
+def refuse(folder: SafetensorsFolder, name: str, message: str) -> NoReturn:
+    """Raise CheckpointError for a part of a quantized layer."""
+    raise CheckpointError(
+        message,
+        file=folder.path,
+        tensor=name,
+        remedy="It does not fit the config's quantization_config; fetch or quantize the model "
+        "again.",
+    )
+
+
+def scheme_or_refuse(folder: SafetensorsFolder, module: str, **fields: object) -> QuantScheme:
+    """The scheme of a layer.
+
+    Raises:
+        UnsupportedModelError: there is no arithmetic for it, naming the layer.
+    """
+    try:
+        return QuantScheme(**fields)  # type: ignore[arg-type]
+    except InvalidRequestError as error:
+        raise UnsupportedModelError(
+            f"{folder.path}: layer {module!r} cannot be computed as it is quantized: {error}."
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """Stored groups, and groups of ours that divide them, so that the values are the same.
+
+    Attributes:
+        num_stored: scales of a row as stored.
+        group_size: features that share a scale here, 0: all of a row.
+        repeat: how many groups here each stored scale is for.
+        num_groups: scales of a row here.
+    """
+
+    num_stored: int
+    group_size: int
+    repeat: int
+    num_groups: int
+
+    def spread(self, per_group: npt.NDArray[Number]) -> npt.NDArray[Number]:
+        """Scales or zero points for our groups  # [out, stored] -> [out, groups]"""
+        if self.repeat == 1:
+            return np.ascontiguousarray(per_group)
+        return np.repeat(per_group, self.repeat, axis=1)[:, : self.num_groups]
+
+
+def grouping(
+    folder: SafetensorsFolder, module: str, group_size: int, cols: int, bits: int
+) -> Grouping:
+    """How the groups of a layer are computed; ``group_size`` at most 0 is a scale per channel.
+
+    Raises:
+        UnsupportedModelError: groups that are no multiple of 32 features.
+    """
+    stored = group_size if 0 < group_size < cols else -(-cols // 128) * 128
+    num_stored = -(-cols // stored)
+    if num_stored == 1 and bits == 8:
+        return Grouping(1, 0, 1, 1)
+    ours = next((size for size in reversed(GROUP_SIZES) if stored % size == 0), None)
+    if ours is None:
+        raise UnsupportedModelError(
+            f"{folder.path}: layer {module!r} has groups of {group_size}; fuserve computes groups "
+            "of a multiple of 32."
+        )
+    return Grouping(num_stored, ours, stored // ours, -(-cols // ours))
+
+
+def irregular_groups(
+    folder: SafetensorsFolder, name: str, num_groups: int, group_size: int
+) -> npt.NDArray[np.intp] | None:
+    """The group of each feature, or None if groups are runs of neighbours as usual.
+
+    Raises:
+        CheckpointError: a group that there is not.
+    """
+    order = np.asarray(folder.tensor(name).data).astype(np.intp)
+    if order.size and not 0 <= order.min() <= order.max() < num_groups:
+        refuse(folder, name, f"names groups from {order.min()} to {order.max()}, of {num_groups}.")
+    runs = np.arange(order.size) // group_size if group_size > 0 else np.zeros_like(order)
+    return None if np.array_equal(order, runs) else order
+
+
+def floats(folder: SafetensorsFolder, name: str) -> Floats:
+    """A tensor's values, refused if they are not finite."""
+    values = np.ascontiguousarray(to_float32(folder.tensor(name)))
+    if not np.isfinite(values).all():
+        refuse(folder, name, "holds values that are not finite.")
+    return values
+
+
+def from_zero_points(
+    codes: npt.NDArray[np.uint8], scales: Floats, zeros: npt.NDArray[np.uint8] | None, bits: int
+) -> Codes:
+    """Unsigned codes with zero points, ``scale * (code - zero)``, in the kernels' conventions.
+
+    ``zeros`` None is the middle of the range, of symmetric schemes.  # [out, groups]
+    """
+    if zeros is not None:
+        return Codes(codes, scales, -scales * zeros.astype(np.float32))
+    return Codes(codes ^ np.uint8(128), scales) if bits == 8 else Codes(codes, scales)
