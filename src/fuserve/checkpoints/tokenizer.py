@@ -32,6 +32,7 @@ class Tokenizer:
         vocab_size: one more than the largest token id.
         bos_token_id: the token that starts a text, None if the model has none.
         eos_token_ids: all tokens that end a turn or a text.
+        special_names: texts of special tokens by the names that chat templates know.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Tokenizer:
         self.vocab_size = vocab_size
         self.bos_token_id = special.bos_token_id
         self.eos_token_ids = special.eos_token_ids
+        self.special_names = special.names
 
     @property
     def has_chat_template(self) -> bool:

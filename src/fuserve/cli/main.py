@@ -18,6 +18,7 @@ from fuserve.cli.eval import perplexity
 from fuserve.cli.flags import DEBUG_KEY, expand_flags
 from fuserve.cli.generate import generate
 from fuserve.cli.info import info
+from fuserve.cli.quantize import quantize
 from fuserve.cli.serve import serve
 from fuserve.errors import FuserveError
 
@@ -82,6 +83,7 @@ def _add(to: typer.Typer, name: str, command: Callable[..., None], example: str)
 _add(app, "generate", generate, 'fuserve generate --model demo "The capital of France is"')
 _add(app, "chat", chat, "fuserve chat --model demo --system 'Answer in one sentence.'")
 _add(app, "serve", serve, "fuserve serve --model demo --port 8000")
+_add(app, "quantize", quantize, "fuserve quantize demo smollm2-gptq --scheme gptq")
 _add(app, "info", info, "fuserve info demo --json")
 _add(app, "doctor", doctor, "fuserve doctor")
 _add(

@@ -148,7 +148,7 @@ def search_input_scale(
         scheme: int8 with activations per tensor.
         inputs: statistics after shift and smoothing.
     """
-    widest = max(float(inputs.largest.max()) / 127, float(np.finfo(np.float32).tiny))
+    widest = widest_scale(inputs)
     weights = [rounded_values(matrix, scheme) for matrix in matrices]
     exact = [inputs.sample @ matrix.T for matrix in matrices]
 
@@ -160,6 +160,11 @@ def search_input_scale(
         )
 
     return min((widest * clip for clip in CLIPS), key=error_of)
+
+
+def widest_scale(inputs: InputStatistics) -> float:
+    """The step of static activations that clips nothing that calibration has seen."""
+    return max(float(inputs.largest.max()) / 127, float(np.finfo(np.float32).tiny))
 
 
 def round_inputs(rows: Floats, scale: Floats | np.float32) -> Floats:

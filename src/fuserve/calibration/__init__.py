@@ -1,0 +1,6 @@
+"""Calibration: runs a model layer by layer over a text, quantizes it, and writes it."""
+
+from fuserve.calibration.options import CalibrationOptions
+from fuserve.calibration.quantize import QuantizationReport, quantize_model
+
+__all__ = ["CalibrationOptions", "QuantizationReport", "quantize_model"]
