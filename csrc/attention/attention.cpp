@@ -4,6 +4,8 @@
 #include <limits>
 #include <type_traits>
 
+#include "attention/nibbles.h"
+
 namespace fuserve::FUSERVE_ISA {
 namespace {
 
@@ -167,17 +169,19 @@ struct Workspace {
   float* decay;    // [rows]
   float* keys;     // [padded][32], widened
   float* values;   // [32][padded], widened
+  std::int8_t* bytes;  // [2][padded * 32], unpacked from nibbles
 };
 
 Workspace workspace(int rows, int padded, Scratch& scratch) {
   const auto r = static_cast<size_t>(rows), p = static_cast<size_t>(padded);
-  auto* memory = scratch.get<float>(r * (p + kBlockTokens + 1) + 2 * p * kBlockTokens);
+  auto* memory = scratch.get<float>(r * (p + kBlockTokens + 1) + 3 * p * kBlockTokens);
   Workspace w{};
   w.queries = memory;
   w.scores = w.queries + r * p;
   w.decay = w.scores + r * kBlockTokens;
   w.keys = w.decay + r;
   w.values = w.keys + p * kBlockTokens;
+  w.bytes = reinterpret_cast<std::int8_t*>(w.values + p * kBlockTokens);
   return w;
 }
 
@@ -256,12 +260,23 @@ void attend_few_rows(const AttentionShape& shape, const KVCache& cache, const At
   for (int i = 0; i < count; ++i) {
     const int ahead = std::min(i + 1, count - 1);
     const CachedHead<T> head(cache, task.layer, task.block_table[block_of(i)], kv_head_of(i));
-    BlockView<T> view{head.keys,         head.values,   head.key_scales,
-                      head.value_scales, kv_head_of(i), block_of(i) * kBlockTokens};
-    view.next = reinterpret_cast<const char*>(
+    const auto* next = reinterpret_cast<const char*>(
         cache.head(task.layer, task.block_table[block_of(ahead)], kv_head_of(ahead)));
     const int h = i % task.num_kv_heads;
-    attend_block<T>(shape, task, view, task.queries + h * row_floats, w, states.of(h));
+    const auto attend = [&]<class Stored>(const Stored* keys, const Stored* values,
+                                          const char* fetched) {
+      const BlockView<Stored> view{keys,          values,
+                                   head.key_scales, head.value_scales,
+                                   kv_head_of(i), block_of(i) * kBlockTokens,
+                                   fetched};
+      attend_block<Stored>(shape, task, view, task.queries + h * row_floats, w, states.of(h));
+    };
+    if constexpr (std::is_same_v<T, Nibbles>) {
+      unpack_head(head, cache.padded_head_dim, next, w.bytes);
+      attend(w.bytes, w.bytes + cache.head_elements(), nullptr);
+    } else {
+      attend(head.keys, head.values, next);
+    }
   }
 }
 
@@ -283,6 +298,10 @@ void attend_many_rows(const AttentionShape& shape, const KVCache& cache, const A
       if constexpr (std::is_same_v<T, float>) {
         view.keys = head.keys;
         view.values = head.values;
+      } else if constexpr (std::is_same_v<T, Nibbles>) {
+        unpack_head(head, cache.padded_head_dim, nullptr, w.bytes);
+        widen(w.bytes, count, w.keys);
+        widen(w.bytes + count, count, w.values);
       } else {
         widen(head.keys, count, w.keys);
         widen(head.values, count, w.values);
@@ -324,6 +343,8 @@ void attend_split(const AttentionShape& shape, const KVCache& cache, const Atten
       return attend_split_typed<Half>(shape, cache, task, split, states, scratch);
     case CacheType::i8:
       return attend_split_typed<std::int8_t>(shape, cache, task, split, states, scratch);
+    case CacheType::i4:
+      return attend_split_typed<Nibbles>(shape, cache, task, split, states, scratch);
   }
 }
 

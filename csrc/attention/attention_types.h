@@ -11,12 +11,18 @@ namespace fuserve {
 inline constexpr int kBlockTokens = 32;   // tokens of a KV-cache block
 inline constexpr int kSplitTokens = 512;  // tokens of a context split, a fixed place in every sum
 
-enum class CacheType : int { f32 = 0, f16 = 1, i8 = 2 };
+enum class CacheType : int { f32 = 0, f16 = 1, i8 = 2, i4 = 3 };
+
+enum class Nibbles : std::uint8_t {};  // two values of i4, each q + 8 with q from -7 to 7
+inline constexpr int kNibbleZero = 8;
 
 // The cache, block by block: for each layer and KV head the block's K, then its V.
 //   K [padded_head_dim][32]: transposed, so that scores need no horizontal sums
 //   V [32][padded_head_dim]
-//   i8 only: 32 scales of K's tokens, 32 of V's, in f32
+//   i4: K [padded_head_dim / 2][32], a byte being two consecutive features of a token;
+//       V [32][padded_head_dim / 2], a byte being a feature of the first half and its like in the
+//       second
+//   i8, i4: then 32 scales of K's tokens, 32 of V's, in f32
 // All layers of a block lie together, so that a sequence's first token commits one block's memory
 // and not a page in every layer; its heads lie together, so that decoding reads long runs.
 struct KVCache {
@@ -30,9 +36,10 @@ struct KVCache {
   size_t head_elements() const {  // of K, and of V
     return static_cast<size_t>(padded_head_dim) * static_cast<size_t>(kBlockTokens);
   }
+  bool is_scaled() const { return type >= CacheType::i8; }
+  size_t keys_bytes() const { return head_elements() * element_bits() / 8; }  // and V's
   size_t head_bytes() const {
-    const size_t scales = type == CacheType::i8 ? 2 * kBlockTokens * sizeof(float) : 0;
-    return 2 * head_elements() * element_bytes() + scales;
+    return 2 * keys_bytes() + (is_scaled() ? 2 * kBlockTokens * sizeof(float) : 0);
   }
   size_t block_bytes() const {
     return head_bytes() * static_cast<size_t>(num_layers) * static_cast<size_t>(num_kv_heads);
@@ -47,8 +54,9 @@ struct KVCache {
   }
 
  private:
-  size_t element_bytes() const {
-    return type == CacheType::f32 ? 4 : type == CacheType::f16 ? 2 : 1;
+  size_t element_bits() const {
+    constexpr size_t bits[] = {32, 16, 8, 4};
+    return bits[static_cast<int>(type)];
   }
 };
 
@@ -62,9 +70,9 @@ struct CachedHead {
 
   CachedHead(const KVCache& cache, int layer, int block, int kv_head)
       : keys(reinterpret_cast<T*>(cache.head(layer, block, kv_head))),
-        values(keys + cache.head_elements()) {
-    if (cache.type != CacheType::i8) return;
-    key_scales = reinterpret_cast<float*>(values + cache.head_elements());
+        values(keys + cache.keys_bytes() / sizeof(T)) {
+    if (!cache.is_scaled()) return;
+    key_scales = reinterpret_cast<float*>(values + cache.keys_bytes() / sizeof(T));
     value_scales = key_scales + kBlockTokens;
   }
 };

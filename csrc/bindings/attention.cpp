@@ -19,7 +19,7 @@ void bind_attention(nb::module_& m) {
              int type) {
             require(num_layers > 0 && num_blocks > 0 && num_kv_heads > 0 && head_dim > 0,
                     "layers, blocks, heads and head_dim must be positive");
-            require(type >= 0 && type <= static_cast<int>(CacheType::i8), "unknown cache type");
+            require(type >= 0 && type <= static_cast<int>(CacheType::i4), "unknown cache type");
             KVCache cache;
             cache.type = static_cast<CacheType>(type);
             cache.num_layers = num_layers;

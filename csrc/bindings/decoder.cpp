@@ -66,6 +66,23 @@ class ModelReader {
     return rope;
   }
 
+  // Linears of one input must agree on what is done to it.
+  static void check_inputs(std::initializer_list<const PackedLinear*> consumers) {
+    const LinearInput* token = nullptr;
+    const LinearInput* transform = nullptr;
+    for (const PackedLinear* w : consumers) {
+      if (w->data == nullptr) continue;
+      const LinearInput& input = w->input;
+      require(!transform ||
+                  (input.shift == transform->shift && input.multiplier == transform->multiplier),
+              "linears of one input must shift and scale it alike");
+      transform = &input;
+      if (!input.is_whole_row()) continue;
+      require(!token || input == *token, "linears of one input must quantize its rows alike");
+      token = &input;
+    }
+  }
+
   LayerWeights layer(const nb::handle& from, const DecoderModel& model) {
     const AttentionShape& a = model.attention;
     const int hidden = model.hidden_size, inner = a.num_heads * a.head_dim;
@@ -84,6 +101,8 @@ class ModelReader {
     w.gate = linear(from, "gate", model.ffn_size, hidden);
     w.up = linear(from, "up", model.ffn_size, hidden);
     w.down = linear(from, "down", hidden, model.ffn_size);
+    check_inputs({&w.q, &w.k, &w.v});
+    check_inputs({&w.gate, &w.up});
     for (const PackedLinear* head_wise : {&w.q, &w.k, &w.v})
       require(head_wise->rows_per_group() == a.head_dim, "q, k and v must be packed by head");
     require(w.up.data != nullptr && w.down.data != nullptr && w.o.data != nullptr &&

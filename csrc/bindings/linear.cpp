@@ -13,8 +13,10 @@ using namespace fuserve::bindings;
 
 namespace {
 
+constexpr int kMostChannelCols = 65536;  // their products, up to 255 * 127, fit an int32 together
+
 LinearShape checked_shape(int format, int rows, int cols, int group, int row_group) {
-  require(format >= 0 && format <= static_cast<int>(WeightFormat::q4_asymmetric),
+  require(format >= 0 && format <= static_cast<int>(WeightFormat::q8_channel),
           "unknown weight format");
   require(rows > 0 && cols > 0, "rows and cols must be positive");
   require(group == 0 || group == 32 || group == 64 || group == 128,
@@ -24,11 +26,36 @@ LinearShape checked_shape(int format, int rows, int cols, int group, int row_gro
   LinearShape shape;
   shape.format = static_cast<WeightFormat>(format);
   require(!is_q4(shape.format) || group != 0, "int4 weights need a group of 32, 64 or 128");
+  require(shape.format != WeightFormat::q8_channel || (group == 0 && cols <= kMostChannelCols),
+          "int8 with one scale a row has no groups, and at most 65536 columns");
   shape.rows = rows;
   shape.cols = cols;
   shape.group = group;
   shape.row_group = row_group;
   return shape;
+}
+
+using Vector = std::optional<Array<const float, 1>>;
+
+LinearInput checked_input(const LinearShape& shape, int kind, float scale, float threshold,
+                          const Vector& shift, const Vector& multiplier) {
+  require(kind >= 0 && kind <= static_cast<int>(InputKind::outliers), "unknown kind of input");
+  LinearInput input;
+  input.kind = static_cast<InputKind>(kind);
+  input.scale = scale;
+  input.threshold = threshold;
+  const bool channel = shape.format == WeightFormat::q8_channel;
+  require(input.is_whole_row() ? channel : !channel || input.kind == InputKind::floats,
+          "int8 weights with one scale a row go with whole rows of int8 or float activations, "
+          "and whole rows of int8 with them alone");
+  require(input.kind != InputKind::fixed || scale > 0.0F, "a fixed scale must be positive");
+  require(input.kind != InputKind::outliers || threshold > 0.0F, "a threshold must be positive");
+  for (const Vector* vector : {&shift, &multiplier})
+    require(!*vector || (*vector)->size() == static_cast<size_t>(shape.cols),
+            "shift and multiplier must be [cols]");
+  input.shift = shift ? shift->data() : nullptr;
+  input.multiplier = multiplier ? multiplier->data() : nullptr;
+  return input;
 }
 
 // A source matrix in fp32, or 16-bit floats as uint16.
@@ -111,19 +138,26 @@ void bind_linear(nb::module_& m) {
       .def(
           "__init__",
           [](LinearHandle* self, const LinearShape& shape, Array<const std::uint8_t, 1> data,
-             std::optional<Array<const float, 1>> bias, bool float_activations) {
+             const Vector& bias, int input, float scale, float threshold, const Vector& shift,
+             const Vector& multiplier) {
             require(data.size() == shape.packed_bytes(), "packed data has the wrong size");
             require(!bias || bias->size() == static_cast<size_t>(shape.tiles() * kTileRows),
                     "bias must have 16 values a tile");
+            const LinearInput checked =
+                checked_input(shape, input, scale, threshold, shift, multiplier);
             new (self) LinearHandle();
             static_cast<LinearShape&>(self->weights) = shape;
             self->weights.data = data.data();
             self->weights.bias = bias ? bias->data() : nullptr;
-            self->weights.float_activations = float_activations;
+            self->weights.input = checked;
             self->data = nb::cast(data);
             if (bias) self->bias = nb::cast(*bias);
+            if (shift) self->shift = nb::cast(*shift);
+            if (multiplier) self->multiplier = nb::cast(*multiplier);
           },
-          nb::arg("shape"), nb::arg("data"), nb::arg("bias").none(), nb::arg("float_activations"));
+          nb::arg("shape"), nb::arg("data"), nb::arg("bias").none(), nb::arg("input"),
+          nb::arg("scale") = 0.0F, nb::arg("threshold") = 0.0F, nb::arg("shift").none() = nb::none(),
+          nb::arg("multiplier").none() = nb::none());
 
   m.def("linear", [](const std::string& isa, ThreadPool& pool, const LinearHandle& handle,
                      Array<const float, 2> x, Array<float, 2> out) {

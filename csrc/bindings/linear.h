@@ -9,7 +9,7 @@ namespace fuserve::bindings {
 
 struct LinearHandle {
   PackedLinear weights;
-  nb::object data, bias;
+  nb::object data, bias, shift, multiplier;
 };
 
 struct NormHandle {

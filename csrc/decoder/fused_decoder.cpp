@@ -5,6 +5,7 @@
 #include "attention/append.h"
 #include "decoder/activation.h"
 #include "decoder/rope.h"
+#include "decoder/row_forms.h"
 #include "linear/linear.h"
 #include "norm/norm.h"
 
@@ -15,8 +16,9 @@ namespace {
 // core's second-level cache.
 int rows_per_unit(const PackedLinear& w, const Rows& x) {
   constexpr size_t kCacheBytes = 256 * 1024;
-  const size_t row_bytes =
-      w.wants_quantized_input() ? x.layout.stride() : static_cast<size_t>(w.cols) * sizeof(float);
+  const size_t row_bytes = w.wants_token_rows()        ? x.tokens.layout.stride()
+                           : w.wants_quantized_input() ? x.layout.stride()
+                                                       : static_cast<size_t>(w.cols) * 4;
   return std::clamp(static_cast<int>(kCacheBytes / row_bytes) / 24 * 24, 24, 120);
 }
 
@@ -75,14 +77,14 @@ void FusedDecoder::attention_half(Lane& lane, int layer) {
   const int tokens = lane.step.num_tokens;
   const bool post = model_.residual == Residual::post;
   const Rows input =
-      prepare(lane, post ? Norm{} : weights.attn_norm, work_.hidden, model_.hidden_size, tokens,
-              nullptr, {&weights.q, &weights.k, &weights.v});
+      prepare(lane, post ? Norm{} : weights.attn_norm, hidden_rows_of(tokens),
+              {&weights.q, &weights.k, &weights.v});
   query_key_value(lane, layer, input);
   lane.team.sync(lane.thread);
   attend(lane, layer);
+  const int attention_cols = model_.attention.num_heads * model_.attention.head_dim;
   const Rows attended =
-      prepare(lane, Norm{}, work_.attention, model_.attention.num_heads * model_.attention.head_dim,
-              tokens, nullptr, {&weights.o});
+      prepare(lane, Norm{}, {work_.attention, attention_cols, attention_cols, tokens}, {&weights.o});
   project(lane, weights.o, attended, model_.residual == Residual::sandwich);
   lane.team.sync(lane.thread);
   if (model_.residual == Residual::sandwich) add_normalized_branch(lane, weights.post_attn_norm);
@@ -92,38 +94,40 @@ void FusedDecoder::attention_half(Lane& lane, int layer) {
 void FusedDecoder::feed_forward_half(Lane& lane, int layer) {
   const LayerWeights& weights = model_.layers[static_cast<size_t>(layer)];
   const bool post = model_.residual == Residual::post;
-  const Rows input = prepare(lane, post ? Norm{} : weights.ffn_norm, work_.hidden,
-                             model_.hidden_size, lane.step.num_tokens, nullptr,
+  const int tokens = lane.step.num_tokens;
+  const Rows input = prepare(lane, post ? Norm{} : weights.ffn_norm, hidden_rows_of(tokens),
                              {&weights.up, model_.gated ? &weights.gate : &weights.up});
   gate_up(lane, weights, input);
   lane.team.sync(lane.thread);
-  project(lane, weights.down, work_.inner.view(model_.ffn_size).read_only(),
-          model_.residual == Residual::sandwich);
+  const MutableRows inner = work_.inner.view(model_.ffn_size);
+  const Rows activated =
+      weights.down.wants_token_rows()
+          ? prepare(lane, Norm{}, {inner.values, inner.value_stride, model_.ffn_size, tokens},
+                    {&weights.down})
+          : inner.read_only();
+  project(lane, weights.down, activated, model_.residual == Residual::sandwich);
   lane.team.sync(lane.thread);
   if (model_.residual == Residual::sandwich) add_normalized_branch(lane, weights.post_ffn_norm);
   if (post) normalize_hidden(lane, weights.ffn_norm);
 }
 
-Rows FusedDecoder::prepare(Lane& lane, const Norm& norm, const float* x, int cols, int rows,
-                           const std::int32_t* row_of,
+Rows FusedDecoder::prepare(Lane& lane, const Norm& norm, const Source& source,
                            std::initializer_list<const PackedLinear*> consumers) {
-  bool quantized = false, plain = false;
-  for (const PackedLinear* w : consumers) (w->wants_quantized_input() ? quantized : plain) = true;
-  const bool alone = rows == 1;
-  const MutableRows out = (alone ? lane.memory.input : work_.input).view(cols);
+  const RowForms forms(consumers);
+  const bool alone = source.rows == 1;
+  const MutableRows out = (alone ? lane.memory.input : work_.input).view(source.cols);
   const auto prepare_row = [&](int i) {
-    const float* source = x + static_cast<std::ptrdiff_t>(row_of ? row_of[i] : i) * cols;
-    float* values = out.value_row(i);
-    if (norm)
-      normalize(norm, source, cols, values);
-    else if (plain)
-      std::copy_n(source, cols, values);
-    if (quantized) quantize_row(norm ? values : source, out.record(i), out.layout);
+    const float* row = source.values + (source.row_of ? source.row_of[i] : i) * source.stride;
+    if (norm) {
+      normalize(norm, row, source.cols, out.value_row(i));
+      row = out.value_row(i);
+    }
+    forms.make(row, i, out);
   };
   if (alone) {
     prepare_row(0);
   } else {
-    lane.team.for_each(lane.thread, rows, prepare_row);
+    lane.team.for_each(lane.thread, source.rows, prepare_row);
     lane.team.sync(lane.thread);
   }
   return out.read_only();
@@ -233,6 +237,9 @@ void FusedDecoder::gate_up(Lane& lane, const LayerWeights& weights, const Rows& 
         store16(row + k, model_.gated ? mul(activate(model_.activation, load16(gate_row + k)), x)
                                       : activate(model_.activation, x));
       }
+      const LinearInput& wanted = weights.down.input;
+      if (wanted.is_transformed() && !wanted.is_whole_row())
+        transform_features(wanted, begin, count, row);
       if (weights.down.wants_quantized_input())
         quantize_features(row, begin, count, out.record(token), out.layout);
       else
@@ -278,8 +285,9 @@ void FusedDecoder::logits(Lane& lane) {
   if (step.num_logit_rows == 0) return;
   const PackedLinear& head = model_.head;
   const int rows = step.num_logit_rows;
-  const Rows input = prepare(lane, model_.final_norm, work_.hidden, model_.hidden_size, rows,
-                             step.logit_rows, {&head});
+  const Rows input =
+      prepare(lane, model_.final_norm,
+              {work_.hidden, model_.hidden_size, model_.hidden_size, rows, step.logit_rows}, {&head});
   const int per_unit = tiles_per_unit(head, lane.team.size());
   const int units = ceil_div(head.tiles(), per_unit), block = rows_per_unit(head, input);
   lane.team.for_each(lane.thread, ceil_div(rows, block) * units, [&](int unit) {

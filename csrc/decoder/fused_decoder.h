@@ -46,11 +46,18 @@ class FusedDecoder final : public Decoder {
   void hidden_states(Lane& lane);
   void logits(Lane& lane);
 
-  // Normalized (if norm exists) and quantized rows of x for the given linears. `row_of` picks the
-  // rows; null: all of them. Ends with a barrier unless there is one row, which every thread
-  // prepares for itself.
-  Rows prepare(Lane& lane, const Norm& norm, const float* x, int cols, int rows,
-               const std::int32_t* row_of, std::initializer_list<const PackedLinear*> consumers);
+  // Rows of activations, and which of them are meant; null: all.
+  struct Source {
+    const float* values;
+    std::ptrdiff_t stride;
+    int cols;
+    int rows;
+    const std::int32_t* row_of = nullptr;
+  };
+  // The rows, normalized (if norm exists), in the forms that the given linears want. Ends with a
+  // barrier unless there is one row, which every thread prepares for itself.
+  Rows prepare(Lane& lane, const Norm& norm, const Source& source,
+               std::initializer_list<const PackedLinear*> consumers);
   void query_key_value(Lane& lane, int layer, const Rows& input);
   void finish_head(Lane& lane, int layer, int head, int token, float* row);
   void attend(Lane& lane, int layer);
@@ -69,6 +76,9 @@ class FusedDecoder final : public Decoder {
   void add_normalized_branch(Lane& lane, const Norm& norm);
   void normalize_hidden(Lane& lane, const Norm& norm);
 
+  Source hidden_rows_of(int tokens) const {
+    return {work_.hidden, model_.hidden_size, model_.hidden_size, tokens};
+  }
   float* hidden_row(int token) const {
     return work_.hidden + static_cast<std::ptrdiff_t>(token) * model_.hidden_size;
   }

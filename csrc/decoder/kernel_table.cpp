@@ -4,6 +4,7 @@
 #include "attention/append.h"
 #include "attention/attention.h"
 #include "decoder/fused_decoder.h"
+#include "decoder/row_forms.h"
 #include "linear/linear.h"
 #include "linear/pack.h"
 #include "machine/ceilings.h"
@@ -31,15 +32,12 @@ void linear(const PackedLinear& w, const float* x, int rows, float* out, ThreadP
   RowBuffer buffer;
   buffer.reserve(rows, w.cols);
   const MutableRows input = buffer.view(w.cols);
+  const RowForms forms{&w};
   std::vector<Scratch> scratch(static_cast<size_t>(pool.size()));
   const int stride = w.tiles() * kTileRows;
   pool.run([&](Team& team, int thread) {
     team.for_each(thread, rows, [&](int row) {
-      const float* source = x + static_cast<std::ptrdiff_t>(row) * w.cols;
-      if (w.wants_quantized_input())
-        quantize_row(source, input.record(row), input.layout);
-      else
-        std::copy_n(source, w.cols, input.value_row(row));
+      forms.make(x + static_cast<std::ptrdiff_t>(row) * w.cols, row, input);
     });
     team.sync(thread);
     constexpr int kRows = 96, kTiles = 4;

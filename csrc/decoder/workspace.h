@@ -16,36 +16,42 @@ struct MutableRows {
   std::ptrdiff_t value_stride = 0;
   std::int8_t* records = nullptr;
   QuantizedLayout layout;
+  TokenRows tokens;
 
   float* value_row(int row) const { return values + row * value_stride; }
   std::int8_t* record(int row) const {
     return records + row * static_cast<std::ptrdiff_t>(layout.stride());
   }
-  Rows read_only() const { return {values, value_stride, records, layout}; }
+  Rows read_only() const { return {values, value_stride, records, layout, tokens}; }
 };
 
+// Each form's memory is committed when it is first written to.
 class RowBuffer {
  public:
   void reserve(int rows, int cols) {
     const auto r = static_cast<size_t>(rows);
     values_.get<float>(r * static_cast<size_t>(value_stride(cols)));
     records_.get<std::int8_t>(r * QuantizedLayout{cols}.stride());
+    tokens_.get<std::int8_t>(r * TokenLayout{cols}.stride());
+    outliers_.get<Outlier>(r * static_cast<size_t>(cols));
   }
   // The buffer as rows of `cols` features, at most as many as were reserved.
   MutableRows view(int cols) {
+    const TokenRows tokens{tokens_.get<std::int8_t>(0), outliers_.get<Outlier>(0),
+                           TokenLayout{cols}};
     return {values_.get<float>(0), value_stride(cols), records_.get<std::int8_t>(0),
-            QuantizedLayout{cols}};
+            QuantizedLayout{cols}, tokens};
   }
 
  private:
   // An odd number of cache lines, so that equal places of several rows do not share a cache set.
   static int value_stride(int cols) { return (ceil_div(cols, kTileRows) | 1) * kTileRows; }
 
-  Scratch values_, records_;
+  Scratch values_, records_, tokens_, outliers_;
 };
 
 struct ThreadMemory {
-  RowBuffer input;    // one row, normalized by this thread for itself
+  RowBuffer input;    // one row, prepared by this thread for itself
   Scratch product;    // outputs of linear_tiles before the epilogue
   Scratch linear;     // unpacked panels
   Scratch attention;  // scores and widened blocks
@@ -58,7 +64,7 @@ struct Workspace {
   float* queries = nullptr;            // [tokens, heads, padded head dim]
   float* attention = nullptr;          // [tokens, heads * head dim]
   std::vector<float*> cosines, sines;  // for each rope: [tokens, dim / 2]
-  RowBuffer input;                     // normalized rows
+  RowBuffer input;                     // normalized rows, or feed-forward rows as they are wanted
   RowBuffer inner;                     // feed-forward activations
   std::vector<ThreadMemory> threads;
 
@@ -82,7 +88,7 @@ struct Workspace {
       sines.push_back(memory + count);
       memory += 2 * count;
     }
-    const int widest = std::max(model.hidden_size, attention_cols);
+    const int widest = std::max({model.hidden_size, attention_cols, model.ffn_size});
     input.reserve(tokens, widest);
     inner.reserve(tokens, model.ffn_size);
     threads.resize(static_cast<size_t>(num_threads));

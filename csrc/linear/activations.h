@@ -1,11 +1,12 @@
-// Rows of activations as the linear kernels read them: fp32, or int8 with a scale for each block of
-// 32 features.
+// Rows of activations as the linear kernels read them: fp32, int8 with a scale for each block of 32
+// features, or int8 with a scale for each row (token_rows.h).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "linear/format.h"
+#include "linear/token_rows.h"
 #include "simd/simd.h"
 
 namespace fuserve::FUSERVE_ISA {
@@ -32,6 +33,7 @@ struct Rows {
   std::ptrdiff_t value_stride = 0;
   const std::int8_t* quantized = nullptr;  // records of `layout`
   QuantizedLayout layout;
+  TokenRows tokens;
 
   const float* value_row(int row) const { return values + row * value_stride; }
   const std::int8_t* record(int row) const {

@@ -7,6 +7,7 @@
 //                    minimums), then for each block of 32 features, for each four features
 //                    (q4: eight), for each row: its four bytes. A q4 byte holds feature k+i in its
 //                    low and feature k+4+i in its high nibble.
+//   q8_channel       16 f32 scales, then as q8, but each byte is q + 128
 // q8 value = scale * q; q4 symmetric = scale * (q - 8); q4 asymmetric = scale * q + minimum.
 #pragma once
 
@@ -15,7 +16,15 @@
 
 namespace fuserve {
 
-enum class WeightFormat : int { f32 = 0, f16 = 1, bf16 = 2, q8 = 3, q4 = 4, q4_asymmetric = 5 };
+enum class WeightFormat : int {
+  f32 = 0,
+  f16 = 1,
+  bf16 = 2,
+  q8 = 3,
+  q4 = 4,
+  q4_asymmetric = 5,
+  q8_channel = 6
+};
 
 inline constexpr int kTileRows = 16;
 inline constexpr int kBlockCols = 32;  // features that share an activation scale
@@ -24,7 +33,9 @@ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 constexpr int round_up(int a, int b) { return ceil_div(a, b) * b; }
 
 constexpr bool is_integer(WeightFormat f) { return f >= WeightFormat::q8; }
-constexpr bool is_q4(WeightFormat f) { return f >= WeightFormat::q4; }
+constexpr bool is_q4(WeightFormat f) {
+  return f == WeightFormat::q4 || f == WeightFormat::q4_asymmetric;
+}
 
 // Bytes of 16 rows over one block of 32 features, without scales.
 constexpr int block_bytes(WeightFormat f) {
@@ -35,6 +46,7 @@ constexpr int block_bytes(WeightFormat f) {
     case WeightFormat::bf16:
       return kTileRows * kBlockCols * 2;
     case WeightFormat::q8:
+    case WeightFormat::q8_channel:
       return kTileRows * kBlockCols;
     default:
       return kTileRows * kBlockCols / 2;
@@ -44,7 +56,8 @@ constexpr int block_bytes(WeightFormat f) {
 // Bytes of the scales (and minimums) that stand before each group of a tile.
 constexpr int header_bytes(WeightFormat f) {
   if (!is_integer(f)) return 0;
-  return f == WeightFormat::q4_asymmetric ? 4 * kTileRows : 2 * kTileRows;
+  const bool two_halves = f == WeightFormat::q4_asymmetric || f == WeightFormat::q8_channel;
+  return two_halves ? 4 * kTileRows : 2 * kTileRows;
 }
 
 struct LinearShape {
@@ -82,12 +95,36 @@ struct LinearShape {
   }
 };
 
+// What a linear makes of a row of its input x before the product.
+enum class InputKind : int {
+  blocks = 0,   // int8, a scale for each block of 32 features (fp32 where weights are)
+  floats = 1,   // fp32; integer weights are unpacked to fp32 panels
+  token = 2,    // int8, one scale, of the row's largest value
+  fixed = 3,    // int8, one scale, the same for all rows
+  outliers = 4  // as token, but values beyond a threshold stay fp32 (LLM.int8(), arXiv 2208.07339)
+};
+
+struct LinearInput {
+  InputKind kind = InputKind::blocks;
+  float scale = 0.0F;                 // fixed: x stands for round(x / scale)
+  float threshold = 0.0F;             // outliers: values of larger magnitude stay fp32
+  const float* shift = nullptr;       // [cols], subtracted first; null: none
+  const float* multiplier = nullptr;  // [cols], multiplied then; null: none
+
+  bool is_whole_row() const { return kind >= InputKind::token; }
+  bool is_transformed() const { return shift != nullptr || multiplier != nullptr; }
+  bool operator==(const LinearInput&) const = default;
+};
+
 struct PackedLinear : LinearShape {
   const std::uint8_t* data = nullptr;
-  const float* bias = nullptr;     // [tiles * 16], zero in the padding; null: none
-  bool float_activations = false;  // compute integer formats in fp32 from unpacked panels
+  const float* bias = nullptr;  // [tiles * 16], zero in the padding; null: none
+  LinearInput input;
 
-  bool wants_quantized_input() const { return is_integer(format) && !float_activations; }
+  bool wants_token_rows() const { return input.is_whole_row(); }
+  bool wants_quantized_input() const {
+    return is_integer(format) && input.kind == InputKind::blocks;
+  }
   const std::uint8_t* tile(int t) const { return data + static_cast<size_t>(t) * tile_bytes(); }
 };
 

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "linear/channel_linear.h"
 #include "linear/unpack.h"
+#include "linear/with_count.h"
 
 namespace fuserve::FUSERVE_ISA {
 namespace {
@@ -131,15 +133,6 @@ void float_kernel(const W* panel, std::ptrdiff_t panel_stride, int cols, const f
     for (int t = 0; t < T; ++t) store16(out + t * out_stride + r * kTileRows, acc[r][t]);
 }
 
-// Calls f with `count`, at most Max, as a compile-time constant.
-template <int Max, class F>
-void with_count(int count, F&& f) {
-  if constexpr (Max > 1) {
-    if (count < Max) return with_count<Max - 1>(count, f);
-  }
-  f.template operator()<Max>();
-}
-
 template <int R, WeightFormat F>
 void integer_tiles(const PackedLinear& w, const Rows& x, int first_row, int last_row, int tile,
                    float* out, std::ptrdiff_t out_stride) {
@@ -225,6 +218,9 @@ void tiles_at_once(const PackedLinear& w, const Rows& x, int first_row, int last
 
 void linear_tiles(const PackedLinear& w, const Rows& x, int first_row, int last_row, int first_tile,
                   int last_tile, float* out, std::ptrdiff_t out_stride, Scratch& scratch) {
+  if (w.wants_token_rows())
+    return channel_tiles(w, x, first_row, last_row, first_tile, last_tile, out, out_stride,
+                         scratch);
   for (int tile = first_tile; tile < last_tile;) {
     float* c = out + static_cast<std::ptrdiff_t>(tile - first_tile) * kTileRows;
     // A few rows go at the pace of memory, and one stream of weights is read faster than two.

@@ -15,6 +15,7 @@ struct QuantizedRow {
   std::vector<std::uint8_t> codes;  // [blocks * 32]
   std::vector<Half> scales;         // [groups]
   std::vector<Half> minimums;       // [groups]
+  float channel_scale = 0.0F;       // q8_channel's only scale
 };
 
 template <class T>
@@ -73,9 +74,23 @@ void quantize_group(const float* x, int count, WeightFormat format, Half& scale,
   std::fill(codes + count, codes + padded, std::uint8_t{0});
 }
 
+// The same for a row with one scale in fp32 and codes in bytes of q + 128.
+float quantize_channel(const float* x, int count, std::uint8_t* codes) {
+  const int padded = round_up(count, kBlockCols);
+  const auto [low, high] = std::minmax_element(x, x + count);
+  const float scale = std::max(*high, -*low) / 127.0F;
+  round_to_codes(x, padded, scale, 0.0F, 128.0F, 1.0F, 255.0F, codes);
+  std::fill(codes + count, codes + padded, std::uint8_t{128});
+  return scale;
+}
+
 void quantize(const LinearShape& shape, const PackSource& source, int row, float* values,
               QuantizedRow& out) {
   read_row(source, row, shape.cols, values);
+  if (shape.format == WeightFormat::q8_channel) {
+    out.channel_scale = quantize_channel(values, shape.cols, out.codes.data());
+    return;
+  }
   const int group_cols = shape.blocks_per_group() * kBlockCols;
   for (int g = 0; g < shape.groups(); ++g) {
     const int first = g * group_cols, count = std::min(group_cols, shape.cols - first);
@@ -89,6 +104,11 @@ void take_codes(const LinearShape& shape, const PackSource& source, int row, Qua
   std::memcpy(out.codes.data(),
               static_cast<const std::uint8_t*>(source.data) + row * source.row_stride,
               static_cast<size_t>(shape.cols));
+  if (shape.format == WeightFormat::q8_channel) {
+    out.channel_scale = source.scales[row];
+    for (int k = 0; k < shape.cols; ++k) out.codes[static_cast<size_t>(k)] ^= 0x80;
+    return;
+  }
   const auto groups = static_cast<std::ptrdiff_t>(shape.groups());
   for (std::ptrdiff_t g = 0; g < groups; ++g) {
     const auto i = static_cast<size_t>(g);
@@ -101,24 +121,33 @@ void clear(QuantizedRow& row) {
   std::fill(row.codes.begin(), row.codes.end(), std::uint8_t{0});
   std::fill(row.scales.begin(), row.scales.end(), Half{});
   std::fill(row.minimums.begin(), row.minimums.end(), Half{});
+  row.channel_scale = 0.0F;
+}
+
+void write_header(WeightFormat format, const std::vector<QuantizedRow>& rows, size_t group,
+                  std::uint8_t* out) {
+  for (size_t lane = 0; lane < kTileRows; ++lane) {
+    if (format == WeightFormat::q8_channel) {
+      reinterpret_cast<float*>(out)[lane] = rows[lane].channel_scale;
+      continue;
+    }
+    auto* header = reinterpret_cast<Half*>(out);
+    header[lane] = rows[lane].scales[group];
+    if (format == WeightFormat::q4_asymmetric)
+      header[kTileRows + lane] = rows[lane].minimums[group];
+  }
 }
 
 void interleave(const LinearShape& shape, const std::vector<QuantizedRow>& rows,
                 std::uint8_t* out) {
   for (int block = 0; block < shape.blocks(); ++block) {
     if (block % shape.blocks_per_group() == 0) {
-      const auto group = static_cast<size_t>(block / shape.blocks_per_group());
-      auto* header = reinterpret_cast<Half*>(out);
-      for (size_t lane = 0; lane < kTileRows; ++lane) {
-        header[lane] = rows[lane].scales[group];
-        if (shape.format == WeightFormat::q4_asymmetric)
-          header[kTileRows + lane] = rows[lane].minimums[group];
-      }
+      write_header(shape.format, rows, static_cast<size_t>(block / shape.blocks_per_group()), out);
       out += header_bytes(shape.format);
     }
     for (size_t lane = 0; lane < kTileRows; ++lane) {
       const std::uint8_t* codes = rows[lane].codes.data() + block * kBlockCols;
-      if (shape.format == WeightFormat::q8) {
+      if (!is_q4(shape.format)) {
         for (int j = 0; j < 8; ++j) std::memcpy(out + 64 * j + 4 * lane, codes + 4 * j, 4);
         continue;
       }

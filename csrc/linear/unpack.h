@@ -8,6 +8,16 @@
 
 namespace fuserve::FUSERVE_ISA {
 
+// Features [first, first + cols) of a q8_channel tile in fp32; first is a multiple of 32.
+inline void unpack_channel_panel(const std::uint8_t* tile, int first, int cols, float* panel) {
+  const F32x16 scale = load16(reinterpret_cast<const float*>(tile));
+  const std::uint8_t* values = tile + header_bytes(WeightFormat::q8_channel) + first * kTileRows;
+  for (int k = 0; k < cols; ++k) {
+    const I32x16 byte = unsigned_byte(load_i32(values + k / 4 * 64), k % 4);
+    store16(panel + k * kTileRows, mul(sub(to_float(byte), set1(128.0F)), scale));
+  }
+}
+
 // Features [first, first + cols) of a tile in fp32; first is a multiple of 32.
 // panel: [cols][16]
 inline void unpack_panel(const PackedLinear& w, int tile, int first, int cols, float* panel) {
@@ -24,6 +34,7 @@ inline void unpack_panel(const PackedLinear& w, int tile, int first, int cols, f
     }
     return;
   }
+  if (w.format == WeightFormat::q8_channel) return unpack_channel_panel(data, first, cols, panel);
   const int per_group = w.blocks_per_group();
   const int header = header_bytes(w.format), bytes = block_bytes(w.format);
   for (int col = 0; col < cols; col += kBlockCols) {
@@ -58,6 +69,13 @@ inline void unpack_lane(const PackedLinear& w, int tile, int lane, float* out) {
                : w.format == WeightFormat::f16 ? to_float(reinterpret_cast<const Half*>(data)[i])
                                                : to_float(reinterpret_cast<const BFloat*>(data)[i]);
     }
+    return;
+  }
+  if (w.format == WeightFormat::q8_channel) {
+    const float row_scale = reinterpret_cast<const float*>(data)[lane];
+    data += header_bytes(w.format) + 4 * lane;
+    for (int k = 0; k < w.cols; ++k)
+      out[k] = static_cast<float>(data[k / 4 * 64 + k % 4] - 128) * row_scale;
     return;
   }
   float scale = 0.0F, offset = 0.0F;

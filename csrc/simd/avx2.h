@@ -15,6 +15,7 @@ namespace fuserve::FUSERVE_ISA {
 inline constexpr int kFloatTokens = 6;
 inline constexpr int kIntegerTokens = 4;
 inline constexpr int kTilesAtOnce = 1;
+inline constexpr int kByteDotTokens = 4;
 
 struct F32x16 {
   __m256 lo, hi;
@@ -116,6 +117,12 @@ inline F32x16 zero_where_below(F32x16 a, F32x16 x, F32x16 limit) {
   return {_mm256_andnot_ps(_mm256_cmp_ps(x.lo, limit.lo, _CMP_LT_OQ), a.lo),
           _mm256_andnot_ps(_mm256_cmp_ps(x.hi, limit.hi, _CMP_LT_OQ), a.hi)};
 }
+// A bit for each lane where x > limit.
+inline std::uint32_t lanes_above(F32x16 x, F32x16 limit) {
+  const auto lo = _mm256_movemask_ps(_mm256_cmp_ps(x.lo, limit.lo, _CMP_GT_OQ));
+  const auto hi = _mm256_movemask_ps(_mm256_cmp_ps(x.hi, limit.hi, _CMP_GT_OQ));
+  return static_cast<std::uint32_t>(lo | hi << 8);
+}
 inline F32x16 copysign(F32x16 magnitude, F32x16 sign) {
   const __m256 bit = _mm256_set1_ps(-0.0F);
   return {_mm256_or_ps(_mm256_andnot_ps(bit, magnitude.lo), _mm256_and_ps(bit, sign.lo)),
@@ -155,6 +162,17 @@ inline I32x16 nibble(I32x16 a, int index, bool high) {
     return _mm256_and_si256(_mm256_srli_epi32(x, right), _mm256_set1_epi32(15));
   };
   return {one(a.lo), one(a.hi)};
+}
+// Byte `index` of each lane.
+inline I32x16 unsigned_byte(I32x16 a, int index) {
+  const auto one = [right = 8 * index](__m256i x) {
+    return _mm256_and_si256(_mm256_srli_epi32(x, right), _mm256_set1_epi32(255));
+  };
+  return {one(a.lo), one(a.hi)};
+}
+inline I32x16 set1_i32(std::int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+inline I32x16 add(I32x16 a, I32x16 b) {
+  return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
 }
 inline F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 inline std::int32_t reduce_add(I32x16 a) {
@@ -244,6 +262,33 @@ inline void dot_q8(const std::int8_t* w, std::ptrdiff_t tile_stride, const std::
       }
     }
   }
+}
+
+// What add_byte_dot's sums must begin with, for each unit of the sum of the activations, negated.
+inline constexpr int kByteDotOffset = 0;
+
+// acc[r][t][row] += sum over 32 features of q[row][k] * a[t][k] for one block of each of R tiles,
+// whose bytes are q + 128. As in dot_q8, |q| times sign(q) * a keeps the first factor unsigned.
+template <int T, int R>
+inline void add_byte_dot(const std::uint8_t* w, std::ptrdiff_t tile_stride, const std::int8_t* a,
+                         std::ptrdiff_t stride, I32x16 (&acc)[R][T]) {
+  const __m256i ones = _mm256_set1_epi16(1), offset = _mm256_set1_epi8(-128);
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) {
+      const std::uint8_t* step = w + r * tile_stride + 64 * j;
+      const __m256i w_lo = _mm256_xor_si256(load_bytes(step), offset);
+      const __m256i w_hi = _mm256_xor_si256(load_bytes(step + 32), offset);
+      const __m256i abs_lo = _mm256_sign_epi8(w_lo, w_lo), abs_hi = _mm256_sign_epi8(w_hi, w_hi);
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        const __m256i x = broadcast4(a + t * stride + 4 * j);
+        const __m256i p_lo = _mm256_maddubs_epi16(abs_lo, _mm256_sign_epi8(x, w_lo));
+        const __m256i p_hi = _mm256_maddubs_epi16(abs_hi, _mm256_sign_epi8(x, w_hi));
+        acc[r][t].lo = _mm256_add_epi32(acc[r][t].lo, _mm256_madd_epi16(p_lo, ones));
+        acc[r][t].hi = _mm256_add_epi32(acc[r][t].hi, _mm256_madd_epi16(p_hi, ones));
+      }
+    }
 }
 
 }  // namespace fuserve::FUSERVE_ISA

@@ -16,6 +16,7 @@ namespace fuserve::FUSERVE_ISA {
 inline constexpr int kFloatTokens = 12;
 inline constexpr int kIntegerTokens = 4;
 inline constexpr int kTilesAtOnce = 2;
+inline constexpr int kByteDotTokens = 12;
 
 struct F32x16 {
   __m512 v;
@@ -76,6 +77,10 @@ inline F32x16 zero_where_below(F32x16 a, F32x16 x, F32x16 limit) {
   const __mmask16 below = _mm512_cmp_ps_mask(x.v, limit.v, _CMP_LT_OQ);
   return {_mm512_mask_blend_ps(below, a.v, _mm512_setzero_ps())};
 }
+// A bit for each lane where x > limit.
+inline std::uint32_t lanes_above(F32x16 x, F32x16 limit) {
+  return _mm512_cmp_ps_mask(x.v, limit.v, _CMP_GT_OQ);
+}
 inline F32x16 copysign(F32x16 magnitude, F32x16 sign) {
   const __m512 bit = _mm512_set1_ps(-0.0F);
   return {_mm512_or_ps(_mm512_andnot_ps(bit, magnitude.v), _mm512_and_ps(bit, sign.v))};
@@ -103,6 +108,13 @@ inline I32x16 nibble(I32x16 a, int index, bool high) {
   const auto right = static_cast<unsigned>(8 * index + (high ? 4 : 0));
   return {_mm512_and_si512(_mm512_srli_epi32(a.v, right), _mm512_set1_epi32(15))};
 }
+// Byte `index` of each lane.
+inline I32x16 unsigned_byte(I32x16 a, int index) {
+  const auto right = static_cast<unsigned>(8 * index);
+  return {_mm512_and_si512(_mm512_srli_epi32(a.v, right), _mm512_set1_epi32(255))};
+}
+inline I32x16 set1_i32(std::int32_t x) { return {_mm512_set1_epi32(x)}; }
+inline I32x16 add(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
 inline F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline std::int32_t reduce_add(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
 // Values in [-128, 127], or saturated.
@@ -181,6 +193,28 @@ inline void dot_q8(const std::int8_t* w, std::ptrdiff_t tile_stride, const std::
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) out[r][t].v = _mm512_sub_epi32(out[r][t].v, surplus[r]);
+}
+
+// What add_byte_dot's sums must begin with, for each unit of the sum of the activations, negated.
+inline constexpr int kByteDotOffset = 128;
+
+// acc[r][t][row] += sum over 32 features of (q[row][k] + 128) * a[t][k] for one block of each of R
+// tiles, whose bytes are q + 128: what the instruction wants.
+template <int T, int R>
+inline void add_byte_dot(const std::uint8_t* w, std::ptrdiff_t tile_stride, const std::int8_t* a,
+                         std::ptrdiff_t stride, I32x16 (&acc)[R][T]) {
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) {
+    __m512i weights[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) weights[r] = _mm512_loadu_si512(w + r * tile_stride + 64 * j);
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+      const __m512i x = broadcast4(a + t * stride + 4 * j);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) acc[r][t].v = _mm512_dpbusd_epi32(acc[r][t].v, weights[r], x);
+    }
+  }
 }
 
 }  // namespace fuserve::FUSERVE_ISA

@@ -14,6 +14,7 @@ namespace fuserve::FUSERVE_ISA {
 inline constexpr int kFloatTokens = 4;
 inline constexpr int kIntegerTokens = 4;
 inline constexpr int kTilesAtOnce = 1;
+inline constexpr int kByteDotTokens = 4;
 
 struct F32x16 {
   float v[16];
@@ -104,6 +105,12 @@ inline F32x16 keep(F32x16 a, int first, int last, float fill) {
 inline F32x16 zero_where_below(F32x16 a, F32x16 x, F32x16 limit) {
   return each([&](int i) { return x.v[i] < limit.v[i] ? 0.0F : a.v[i]; });
 }
+// A bit for each lane where x > limit.
+inline std::uint32_t lanes_above(F32x16 x, F32x16 limit) {
+  std::uint32_t lanes = 0;
+  for (int i = 0; i < 16; ++i) lanes |= static_cast<std::uint32_t>(x.v[i] > limit.v[i]) << i;
+  return lanes;
+}
 inline F32x16 copysign(F32x16 magnitude, F32x16 sign) {
   return each([&](int i) { return std::copysign(magnitude.v[i], sign.v[i]); });
 }
@@ -146,6 +153,21 @@ inline I32x16 nibble(I32x16 a, int index, bool high) {
   I32x16 r;
   for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] >> (8 * index + (high ? 4 : 0)) & 15;
   return r;
+}
+// Byte `index` of each lane.
+inline I32x16 unsigned_byte(I32x16 a, int index) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = a.v[i] >> 8 * index & 255;
+  return r;
+}
+inline I32x16 set1_i32(std::int32_t x) {
+  I32x16 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = x;
+  return r;
+}
+inline I32x16 add(I32x16 a, I32x16 b) {
+  for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];
+  return a;
 }
 inline F32x16 to_float(I32x16 a) {
   return each([&](int i) { return static_cast<float>(a.v[i]); });
@@ -195,6 +217,22 @@ inline void dot_q8(const std::int8_t* w, std::ptrdiff_t tile_stride, const std::
             s += w[r * tile_stride + 64 * j + 4 * row + i] * a[t * stride + 4 * j + i];
         out[r][t].v[row] = s;
       }
+}
+
+// What add_byte_dot's sums must begin with, for each unit of the sum of the activations, negated.
+inline constexpr int kByteDotOffset = 0;
+
+// acc[r][t][row] += sum over 32 features of q[row][k] * a[t][k] for one block of each of R tiles,
+// whose bytes are q + 128.
+template <int T, int R>
+inline void add_byte_dot(const std::uint8_t* w, std::ptrdiff_t tile_stride, const std::int8_t* a,
+                         std::ptrdiff_t stride, I32x16 (&acc)[R][T]) {
+  for (int r = 0; r < R; ++r)
+    for (int t = 0; t < T; ++t)
+      for (int k = 0; k < 32; ++k)
+        for (int row = 0; row < 16; ++row)
+          acc[r][t].v[row] += (w[r * tile_stride + k / 4 * 64 + 4 * row + k % 4] - 128) *
+                              a[t * stride + k];
 }
 
 }  // namespace fuserve::FUSERVE_ISA

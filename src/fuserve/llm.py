@@ -36,12 +36,15 @@ class LLM:
     Args:
         model: a folder, a ``.gguf`` file, a hub id, or ``"demo"``.
         dtype: type of the weights that are not quantized; "auto" keeps the checkpoint's own.
-        quantization: "int8" or "int4" quantizes on load; None keeps the checkpoint's own grid.
+        quantization: "int8", "int4", "w8a8" or "llm-int8" quantizes on load; None keeps the
+            checkpoint's own grid.
         group_size: input features that share a scale; None takes the scheme's default.
         symmetric: int4 without zero points.
         quantize_embeddings: quantize embedding and head too.
+        quantize_layers: exceptions, such as ``layers.1.down=int8`` or ``*.o=keep``.
+        outlier_threshold: magnitude beyond which "llm-int8" keeps a value in float.
         activations: "int8" or "float"; "auto" is int8 where weights are quantized.
-        kv_cache_dtype: "float32", "float16" or "int8"; "auto" follows the weights.
+        kv_cache_dtype: "float32", "float16", "int8" or "int4"; "auto" follows the weights.
         max_model_len: tokens of the longest sequence; None takes the model's, limited by memory.
         max_num_seqs: completions computed together.
         max_num_batched_tokens: token budget of a step; longer prompts run in chunks.
@@ -67,6 +70,8 @@ class LLM:
         group_size: int | None = None,
         symmetric: bool = False,
         quantize_embeddings: bool = False,
+        quantize_layers: Sequence[str] = (),
+        outlier_threshold: float | None = None,
         activations: Activations = "auto",
         kv_cache_dtype: KVCacheDtype = "auto",
         max_model_len: int | None = None,
@@ -86,6 +91,8 @@ class LLM:
             group_size=group_size,
             symmetric=symmetric,
             quantize_embeddings=quantize_embeddings,
+            quantize_layers=tuple(quantize_layers),
+            outlier_threshold=outlier_threshold,
             activations=activations,
             kv_cache_dtype=kv_cache_dtype,
             max_model_len=max_model_len,

@@ -50,6 +50,9 @@ class FakeCheckpoint:
     def scheme(self, name: str) -> QuantScheme | None:
         return None
 
+    def vectors(self, name: str) -> frozenset[str]:
+        return frozenset()
+
     def tensor(self, name: str) -> Tensor:
         return Tensor(name, self.dtype(name), self.shape(name), self.arrays[name])
 

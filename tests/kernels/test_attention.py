@@ -104,8 +104,9 @@ def stored(kind: CacheType, x: Floats) -> Floats:
     """What the cache makes of keys or values."""
     if kind == CacheType.F16:
         return x.astype(np.float16).astype(np.float32)
-    if kind == CacheType.I8:
-        scales = np.abs(x).max(axis=-1, keepdims=True) / np.float32(127)
+    if kind in (CacheType.I8, CacheType.I4):
+        highest = np.float32(127 if kind == CacheType.I8 else 7)
+        scales = np.abs(x).max(axis=-1, keepdims=True) / highest
         return np.rint(x / scales) * scales
     return x
 
@@ -118,6 +119,8 @@ CASES = [
     Case(heads=13, kv_heads=1, head_dim=16, cache=CacheType.F16),
     Case(heads=8, kv_heads=2, head_dim=64, cache=CacheType.I8),
     Case(heads=3, kv_heads=3, head_dim=7, window=9, softcap=3.0, cache=CacheType.I8),
+    Case(heads=8, kv_heads=2, head_dim=64, cache=CacheType.I4),
+    Case(heads=5, kv_heads=1, head_dim=18, window=40, cache=CacheType.I4),
     Case(window=5),
     Case(window=40, cache=CacheType.F16),
     Case(softcap=2.0),

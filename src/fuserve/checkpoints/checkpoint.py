@@ -59,6 +59,10 @@ class Checkpoint(Protocol):
         """The scheme of a linear weight that the checkpoint has quantized (not GGUF's blocks)."""
         ...
 
+    def vectors(self, name: str) -> frozenset[str]:
+        """Which of its vectors (``QuantizedLinear``'s names) a quantized weight has."""
+        ...
+
     def tensor(self, name: str) -> Tensor:
         """A read-only view of the mapped bytes. Raises CheckpointError for an unknown name."""
         ...

@@ -50,6 +50,10 @@ class GgufFile:
         """None: a GGUF's block types are dtypes."""
         return None
 
+    def vectors(self, name: str) -> frozenset[str]:
+        """Empty, as no tensor has a scheme."""
+        return frozenset()
+
     def tensor(self, name: str) -> Tensor:
         """A view of the mapped bytes."""
         return self._layout(name).read(self._file)

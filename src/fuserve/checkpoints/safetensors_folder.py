@@ -71,6 +71,10 @@ class SafetensorsFolder:
         """None: tensors are handed out as they are stored."""
         return None
 
+    def vectors(self, name: str) -> frozenset[str]:
+        """Empty, as no tensor has a scheme."""
+        return frozenset()
+
     def tensor(self, name: str) -> Tensor:
         """A view of the mapped bytes."""
         file, layout = self._place(name)

@@ -64,8 +64,26 @@ class ModelFlags:
         ),
     ] = "auto"
     quantization: Annotated[
-        Literal["int8", "int4"] | None,
-        _model("--quantization", "-q", help="Round the weights to nearest while loading."),
+        Literal[
+            "int8",
+            "int4",
+            "llm-int8",
+            "w8a8",
+            "w8a8-static",
+            "smoothquant",
+            "smoothquant-static",
+            "gptq",
+            "gptq-int8",
+            "awq",
+            "awq-int8",
+        ]
+        | None,
+        _model(
+            "--quantization",
+            "-q",
+            metavar="SCHEME",
+            help="Round to nearest while loading: int8, int4, llm-int8 or w8a8.",
+        ),
     ] = None
     group_size: Annotated[
         int | None,
@@ -75,13 +93,25 @@ class ModelFlags:
     quantize_embeddings: Annotated[
         bool, _model("--quantize-embeddings", help="Quantize the embedding and the head too.")
     ] = False
+    quantize_layers: Annotated[
+        list[str] | None,
+        _model(
+            "--quantize-layers",
+            metavar="PATTERN=SCHEME",
+            help="An exception, such as layers.1.down=int8 or '*.o=keep'; may be repeated.",
+        ),
+    ] = None
+    outlier_threshold: Annotated[
+        float | None,
+        _model("--outlier-threshold", help="Magnitude that llm-int8 keeps in float; 6.", min=0.0),
+    ] = None
     activations: Annotated[
         Literal["auto", "int8", "float"],
         _model("--activations", help="Arithmetic on quantized weights; float is weight-only."),
     ] = "auto"
     kv_cache_dtype: Annotated[
-        Literal["auto", "float32", "float16", "int8"],
-        _model("--kv-cache-dtype", metavar="TYPE", help="auto, float32, float16 or int8."),
+        Literal["auto", "float32", "float16", "int8", "int4"],
+        _model("--kv-cache-dtype", metavar="TYPE", help="auto, float32, float16, int8 or int4."),
     ] = "auto"
     max_model_len: Annotated[
         int | None, _model("--max-model-len", help="Tokens of the longest sequence.", min=1)
@@ -113,6 +143,8 @@ class ModelFlags:
         """The flags as keywords of ``ExecutorOptions`` and ``LLM``; those not given are absent."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["num_threads"] = values.pop("threads")
+        if self.quantize_layers is not None:
+            values["quantize_layers"] = tuple(self.quantize_layers)
         return {name: value for name, value in values.items() if value is not None}
 
     def executor_options(self, **defaults: Any) -> ExecutorOptions:

@@ -23,15 +23,20 @@ from fuserve.decoder.options import ExecutorOptions
 from fuserve.decoder.packed_file import Memory
 from fuserve.decoder.packing import Progress, packed_memory
 from fuserve.decoder.step import StepBatch
-from fuserve.decoder.storage_plan import HEAD_WISE, PlannedTensor, plan_storage
+from fuserve.decoder.storage_plan import HEAD_WISE, PlannedTensor, place_of, plan_storage
 from fuserve.decoder.weights import DecoderWeights
 from fuserve.kernels.cache import CacheType
-from fuserve.kernels.linear import WeightFormat
+from fuserve.kernels.linear import InputKind, LinearInput, WeightFormat, packed_linear
 from fuserve.kernels.machine import num_threads, selected_isa
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 RESIDUALS = {"pre": 0, "post": 1, "sandwich": 2}
-CACHE_TYPES = {"float32": CacheType.F32, "float16": CacheType.F16, "int8": CacheType.I8}
+CACHE_TYPES = {
+    "float32": CacheType.F32,
+    "float16": CacheType.F16,
+    "int8": CacheType.I8,
+    "int4": CacheType.I4,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,7 @@ class NativeExecutor:
         pool = ThreadPool(self.num_threads)
         memory, self.from_cache = packed_memory(weights, plan, pool, cache_file, progress)
         self.packed_bytes = memory.nbytes
-        reader = _PackedReader(memory, plan, self.spec, options.activations == "float")
+        reader = _PackedReader(memory, plan, self.spec)
         attention = self.spec.attention
         self._cache = KVCache(
             self.spec.num_layers,
@@ -188,6 +193,18 @@ def cache_type(options: ExecutorOptions, plan: dict[str, PlannedTensor]) -> Cach
     return CacheType.F16 if has_rounded else CacheType.F32
 
 
+def input_kind(tensor: PlannedTensor) -> InputKind:
+    """What the kernels make of the input of a planned linear weight."""
+    if tensor.activations == "token" and tensor.outlier_threshold is not None:
+        return InputKind.OUTLIERS
+    return {
+        "float": InputKind.FLOATS,
+        "block": InputKind.BLOCKS,
+        "token": InputKind.TOKEN,
+        "tensor": InputKind.FIXED,
+    }[tensor.activations]
+
+
 def kv_block_bytes(spec: DecoderSpec, kind: CacheType) -> int:
     """Bytes of one KV-cache block in all layers."""
     return kind.block_bytes(spec.num_layers, spec.attention.num_kv_heads, spec.attention.head_dim)
@@ -201,12 +218,11 @@ class _PackedReader:
         memory: Memory,
         plan: dict[str, PlannedTensor],
         spec: DecoderSpec,
-        float_activations: bool,
     ) -> None:
         self._memory = memory
         self._plan = plan
         self._spec = spec
-        self._float_activations = float_activations
+        self._multipliers: dict[str, npt.NDArray[np.float32]] = {}
 
     def array(self, name: str) -> npt.NDArray[np.float32]:
         tensor = self._plan[name]
@@ -230,9 +246,30 @@ class _PackedReader:
         shape = tensor.storage.shape(rows, cols, tensor.row_group)
         data = self._memory[tensor.offset : tensor.offset + tensor.num_bytes]
         bias = self.optional_array(bias_name or name + ".bias")
+        shift = self.optional_array(name + ".output_shift")
+        if shift is not None:
+            bias = shift if bias is None else bias + shift
         if bias is not None:
             bias = self._padded(bias, name)
-        return PackedLinear(shape, data, bias, self._float_activations)
+        return packed_linear(shape, data, bias, self._input(tensor))
+
+    def _input(self, tensor: PlannedTensor) -> LinearInput:
+        shift = place_of(tensor.name, "input_shift", self._plan)
+        smoothing = place_of(tensor.name, "input_smoothing", self._plan)
+        multiplier = None
+        if smoothing is not None:
+            # One array for all linears of an input, so that the native core sees that it is one.
+            multiplier = self._multipliers.setdefault(
+                smoothing.name, np.float32(1) / self.array(smoothing.name)
+            )
+        scale = place_of(tensor.name, "input_scale", self._plan)
+        return LinearInput(
+            input_kind(tensor),
+            scale=float(self.array(scale.name)[0]) if scale is not None else 0.0,
+            threshold=tensor.outlier_threshold or 0.0,
+            shift=self.array(shift.name) if shift is not None else None,
+            multiplier=multiplier,
+        )
 
     def optional_linear(self, name: str) -> PackedLinear | None:
         return self.linear(name) if name in self._plan else None

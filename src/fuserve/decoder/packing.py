@@ -10,7 +10,7 @@ import numpy as np
 from fuserve._native import ThreadPool
 from fuserve.checkpoints import Tensor, to_float32
 from fuserve.decoder.packed_file import Memory, PackedFile, packed_bytes
-from fuserve.decoder.storage_plan import PLAIN, PlannedTensor
+from fuserve.decoder.storage_plan import PLAIN, VECTORS, PlannedTensor
 from fuserve.decoder.weights import DecoderWeights
 from fuserve.kernels.linear import pack_codes, pack_floats
 from fuserve.quantization import GGML_GRIDS, codes_of
@@ -38,8 +38,11 @@ def packed_memory(
         memory = np.empty(packed_bytes(plan), np.uint8)
     try:
         for done, tensor in enumerate(plan.values()):
-            _pack(weights.tensor(tensor.name), tensor, _slot(memory, tensor), pool)
-            weights.release(tensor.name)
+            if tensor.vector_of is None:
+                source = weights.tensor(tensor.name)
+                _pack(source, tensor, _slot(memory, tensor), pool)
+                _pack_vectors(source, tensor, plan, memory)
+                weights.release(tensor.name)
             if progress is not None:
                 progress("packing weights", done + 1, len(plan))
     except BaseException:
@@ -53,6 +56,17 @@ def packed_memory(
 
 def _slot(memory: Memory, tensor: PlannedTensor) -> Memory:
     return memory[tensor.offset : tensor.offset + tensor.num_bytes]
+
+
+def _pack_vectors(
+    source: Tensor, target: PlannedTensor, plan: Mapping[str, PlannedTensor], memory: Memory
+) -> None:
+    """What belongs to a quantized linear beside its weights."""
+    for field in VECTORS:
+        planned = plan.get(f"{target.name}.{field}")
+        if planned is not None:
+            values = getattr(source.quantized, field)
+            _slot(memory, planned).view(np.float32)[:] = values
 
 
 def _pack(source: Tensor, target: PlannedTensor, slot: Memory, pool: ThreadPool) -> None:

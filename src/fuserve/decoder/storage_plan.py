@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fuserve.architectures import DecoderSpec, tensor_shapes
 from fuserve.decoder.options import ExecutorOptions
 from fuserve.decoder.weights import DecoderWeights
 from fuserve.errors import InvalidRequestError
 from fuserve.kernels.linear import Storage, WeightFormat
-from fuserve.quantization import GGML_GRIDS, REGRIDDED, QuantScheme, describe_dtype
+from fuserve.quantization import (
+    GGML_GRIDS,
+    REGRIDDED,
+    LayerChoice,
+    QuantScheme,
+    Recipe,
+    describe_dtype,
+    recipe_named,
+)
+from fuserve.quantization.scheme import Activations
 
 ALIGNMENT = 64  # bytes: a cache line
 HEAD_WISE = (".q", ".k", ".v")
+
+INPUT_VECTORS = ("input_scale", "input_smoothing", "input_shift")
+VECTORS = (*INPUT_VECTORS, "output_shift")
+"""Fields of a ``QuantizedLinear`` that are tensors of the plan, ``layers.1.down.input_shift``."""
+
+FIRST_OF_INPUT: Mapping[str, str] = {".k": ".q", ".v": ".q", ".up": ".gate"}
+"""Whose input vectors a linear has: those that read the same input have the same."""
 
 PLAIN: Mapping[str, Storage] = {
     "F32": Storage(WeightFormat.F32),
@@ -29,7 +45,8 @@ PLAIN: Mapping[str, Storage] = {
 class PlannedTensor:
     """Where and how one tensor lies in the packed memory.
 
-    ``storage`` is None for vectors and tables, which are plain float32.
+    ``storage`` is None for vectors and tables, which are plain float32. ``activations`` and
+    ``outlier_threshold`` are as in ``QuantScheme``, for linear weights.
     """
 
     name: str
@@ -38,6 +55,19 @@ class PlannedTensor:
     row_group: int
     offset: int
     num_bytes: int
+    activations: Activations = "block"
+    outlier_threshold: float | None = None
+
+    @property
+    def end(self) -> int:
+        """Where the next tensor may begin."""
+        return -(-(self.offset + self.num_bytes) // ALIGNMENT) * ALIGNMENT
+
+    @property
+    def vector_of(self) -> str | None:
+        """The linear weight that this is one of the ``VECTORS`` of."""
+        owner, _, field = self.name.rpartition(".")
+        return owner if field in VECTORS else None
 
 
 def plan_storage(
@@ -48,66 +78,136 @@ def plan_storage(
     Raises:
         InvalidRequestError: the options contradict each other.
     """
-    scheme = _scheme(options)
+    choice = _choice(options)
     plan: dict[str, PlannedTensor] = {}
     descriptions: dict[str, str] = {}
     offset = 0
+
+    def add(name: str, shape: tuple[int, ...], held: _Held) -> None:
+        nonlocal offset
+        planned = plan[name] = _place(name, shape, held, weights.spec, offset)
+        offset = planned.end
+
     for name, shape in tensor_shapes(weights.spec).items():
-        storage = None
-        if _is_linear(name, shape):
-            storage, descriptions[name] = _linear_storage(weights, name, options, scheme)
-        planned = _place(name, shape, storage, weights.spec, offset)
-        plan[name] = planned
-        offset = -(-(offset + planned.num_bytes) // ALIGNMENT) * ALIGNMENT
+        if not _is_linear(name, shape):
+            add(name, shape, _Held(None))
+            continue
+        held, descriptions[name] = _linear(weights, name, options, choice)
+        add(name, shape, held)
+        for vector, size in _vectors(weights, name, shape, held, plan).items():
+            add(f"{name}.{vector}", (size,), _Held(None))
     return plan, descriptions
 
 
-def _scheme(options: ExecutorOptions) -> QuantScheme | None:
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """How a tensor is held; see ``PlannedTensor``."""
+
+    storage: Storage | None
+    activations: Activations = "block"
+    outlier_threshold: float | None = None
+
+
+def _choice(options: ExecutorOptions) -> LayerChoice:
     if options.quantization is None:
         if options.group_size is not None or options.quantize_embeddings:
-            raise InvalidRequestError(
-                "group_size and quantize_embeddings need quantization to be int8 or int4"
-            )
-        return None
-    return QuantScheme.from_name(options.quantization, options.group_size, options.symmetric)
+            raise InvalidRequestError("group_size and quantize_embeddings need quantization")
+        recipe = None
+    elif options.quantization in ("int8", "int4"):
+        scheme = QuantScheme.from_name(options.quantization, options.group_size, options.symmetric)
+        recipe = Recipe("rtn", scheme)
+    else:
+        recipe = recipe_named(options.quantization, options.group_size)
+    choice = LayerChoice.parse(recipe, options.quantize_layers)
+    if options.quantize_embeddings:
+        choice = replace(choice, overrides=choice.overrides[: len(options.quantize_layers)])
+    if any(recipe.needs_calibration for recipe in choice.recipes):
+        name = options.quantization or " ".join(options.quantize_layers)
+        raise InvalidRequestError(
+            f"{name} needs text to calibrate with: run fuserve quantize MODEL OUT --scheme {name} "
+            "first, and load OUT"
+        )
+    return choice
 
 
 def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
     return len(shape) == 2 and name != "position_embedding"
 
 
-def _linear_storage(
-    weights: DecoderWeights, name: str, options: ExecutorOptions, scheme: QuantScheme | None
-) -> tuple[Storage, str]:
-    own = weights.scheme(name)
+def _linear(
+    weights: DecoderWeights, name: str, options: ExecutorOptions, choice: LayerChoice
+) -> tuple[_Held, str]:
+    """How a linear weight is held, and the description of it."""
+    own, wanted = weights.scheme(name), choice.recipe_of(name)
     if own is None:
+        if wanted is not None:
+            return _by_scheme(wanted.scheme, options)
         dtype = weights.dtype(name)
-        storage = _storage(name, dtype, options, scheme)
+        storage = _unquantized(dtype, options)
         keeps_grid = storage in (GGML_GRIDS.get(dtype), REGRIDDED.get(dtype))
-        return storage, describe_dtype(dtype) if keeps_grid else storage.describe()
-    if scheme is not None:
+        held = _Held(storage, _activations("block", options))
+        return held, describe_dtype(dtype) if keeps_grid else storage.describe()
+    if wanted is not None:
         raise InvalidRequestError(
             f"the checkpoint is quantized already ({own.describe()}): leave quantization out"
         )
     if options.dtype != "auto":
-        return PLAIN[options.dtype], options.dtype
-    return own.storage, own.describe()
+        return _Held(PLAIN[options.dtype], "float"), options.dtype
+    return _by_scheme(own, options)
 
 
-def _storage(
-    name: str, dtype: str, options: ExecutorOptions, scheme: QuantScheme | None
-) -> Storage:
-    is_embedding = name in ("embedding", "head")
-    if scheme is not None and (options.quantize_embeddings or not is_embedding):
-        return scheme.storage
+def _by_scheme(scheme: QuantScheme, options: ExecutorOptions) -> tuple[_Held, str]:
+    threshold = scheme.outlier_threshold
+    if threshold is not None and options.outlier_threshold is not None:
+        threshold = options.outlier_threshold
+        scheme = replace(scheme, outlier_threshold=threshold)
+    held = _Held(scheme.storage, _activations(scheme.activations, options), threshold)
+    return held, scheme.describe()
+
+
+def _activations(wanted: Activations, options: ExecutorOptions) -> Activations:
+    return "float" if options.activations == "float" else wanted
+
+
+def _unquantized(dtype: str, options: ExecutorOptions) -> Storage:
     if options.dtype != "auto":
         return PLAIN[options.dtype]
     return PLAIN.get(dtype) or GGML_GRIDS.get(dtype) or REGRIDDED[dtype]
 
 
+def _vectors(
+    weights: DecoderWeights,
+    name: str,
+    shape: tuple[int, ...],
+    held: _Held,
+    plan: Mapping[str, PlannedTensor],
+) -> dict[str, int]:
+    """The vectors of a linear weight that have no place yet, with their sizes."""
+    rows, cols = shape
+    sizes = {"input_scale": 1, "input_smoothing": cols, "input_shift": cols, "output_shift": rows}
+    has = weights.vectors(name) | ({"input_scale"} if held.activations == "tensor" else set())
+    return {
+        vector: size
+        for vector, size in sizes.items()
+        if vector in has and place_of(name, vector, plan) is None
+    }
+
+
+def place_of(
+    name: str, vector: str, plan: Mapping[str, PlannedTensor]
+) -> PlannedTensor | None:
+    """Where a linear weight's vector lies: with the first linear of its input, or its own."""
+    names = [f"{name}.{vector}"]
+    for suffix, first in FIRST_OF_INPUT.items():
+        if vector in INPUT_VECTORS and name.endswith(suffix):
+            names.insert(0, f"{name.removesuffix(suffix)}{first}.{vector}")
+    return next((plan[one] for one in names if one in plan), None)
+
+
 def _place(
-    name: str, shape: tuple[int, ...], storage: Storage | None, spec: DecoderSpec, offset: int
+    name: str, shape: tuple[int, ...], held: _Held, spec: DecoderSpec, offset: int
 ) -> PlannedTensor:
+    storage = held.storage
     if storage is None:
         num_values = 1
         for size in shape:
@@ -116,4 +216,13 @@ def _place(
     row_group = spec.attention.head_dim if name.endswith(HEAD_WISE) else 0
     rows, cols = shape
     num_bytes = int(storage.shape(rows, cols, row_group).packed_bytes)
-    return PlannedTensor(name, shape, storage, row_group, offset, num_bytes)
+    return PlannedTensor(
+        name,
+        shape,
+        storage,
+        row_group,
+        offset,
+        num_bytes,
+        held.activations,
+        held.outlier_threshold,
+    )

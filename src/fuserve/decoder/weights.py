@@ -38,6 +38,10 @@ class DecoderWeights(Protocol):
         """The scheme of canonical tensor ``name`` if it is quantized, without reading it."""
         ...
 
+    def vectors(self, name: str) -> frozenset[str]:
+        """Which vectors (``QuantizedLinear``'s names) belong to quantized tensor ``name``."""
+        ...
+
     def tensor(self, name: str) -> Tensor:
         """Canonical tensor ``name``, linear weights as ``[out_features, in_features]``."""
         ...
@@ -75,6 +79,10 @@ class CheckpointWeights:
     def scheme(self, name: str) -> QuantScheme | None:
         """The scheme of canonical tensor ``name`` if it is quantized."""
         return self._checkpoint.scheme(self._sources[name].name)
+
+    def vectors(self, name: str) -> frozenset[str]:
+        """Which vectors belong to quantized tensor ``name``."""
+        return self._checkpoint.vectors(self._sources[name].name)
 
     def tensor(self, name: str) -> Tensor:
         """Canonical tensor ``name``; a view of the file where nothing had to be computed."""
@@ -177,6 +185,10 @@ class DummyWeights:
     def scheme(self, name: str) -> QuantScheme | None:
         """None: nothing is quantized."""
         return None
+
+    def vectors(self, name: str) -> frozenset[str]:
+        """Empty: nothing is quantized."""
+        return frozenset()
 
     def tensor(self, name: str) -> Tensor:
         """Canonical tensor ``name``, made anew at every call."""

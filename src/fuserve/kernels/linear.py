@@ -24,6 +24,22 @@ class WeightFormat(IntEnum):
     Q8 = 3
     Q4 = 4
     Q4_ASYMMETRIC = 5
+    Q8_CHANNEL = 6
+
+
+class InputKind(IntEnum):
+    """What a linear makes of its input; the numbers are those of ``csrc/linear/format.h``.
+
+    ``BLOCKS`` is int8 with a scale for each token and 32 features, ``TOKEN`` with one for each
+    token, ``FIXED`` with one for all. ``OUTLIERS`` is ``TOKEN``, but values beyond a threshold stay
+    fp32 (LLM.int8(), arXiv 2208.07339). ``FLOATS`` rounds nothing.
+    """
+
+    BLOCKS = 0
+    FLOATS = 1
+    TOKEN = 2
+    FIXED = 3
+    OUTLIERS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +58,7 @@ class Storage:
         """A short name, such as ``int4 asymmetric, groups of 32``."""
         if not self.is_integer:
             return {0: "float32", 1: "float16", 2: "bfloat16"}[self.format]
-        name = "int8" if self.format == WeightFormat.Q8 else "int4"
+        name = "int8" if self.format in (WeightFormat.Q8, WeightFormat.Q8_CHANNEL) else "int4"
         kind = " asymmetric" if self.format == WeightFormat.Q4_ASYMMETRIC else ""
         return f"{name}{kind}, " + (
             f"groups of {self.group_size}" if self.group_size else "per channel"
@@ -51,6 +67,25 @@ class Storage:
     def shape(self, rows: int, cols: int, row_group: int = 0) -> LinearShape:
         """The packed layout of a ``[rows, cols]`` matrix; see ``csrc/linear/format.h``."""
         return LinearShape(int(self.format), rows, cols, self.group_size, row_group)
+
+
+@dataclass(frozen=True, slots=True)
+class LinearInput:
+    """How a linear takes its input ``x``: ``(x - shift) * multiplier``, then as ``kind`` says.
+
+    Attributes:
+        kind: how it is quantized; the last three need ``Q8_CHANNEL`` weights.
+        scale: of ``FIXED``, which rounds ``x / scale``.
+        threshold: of ``OUTLIERS``.
+        shift: ``float32`` or None.  # [cols]
+        multiplier: ``float32`` or None.  # [cols]
+    """
+
+    kind: InputKind = InputKind.BLOCKS
+    scale: float = 0.0
+    threshold: float = 0.0
+    shift: npt.NDArray[np.float32] | None = None
+    multiplier: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +139,35 @@ def pack_codes(shape: LinearShape, codes: Codes, packed: Packed, pool: ThreadPoo
     """
     _native.pack_codes(
         selected_isa(), pool, shape, codes.codes, codes.scales, codes.minimums, packed
+    )
+
+
+def packed_linear(
+    shape: LinearShape,
+    packed: Packed,
+    bias: npt.NDArray[np.float32] | None = None,
+    given: LinearInput = LinearInput(),
+) -> PackedLinear:
+    """A packed matrix ready for products.
+
+    Args:
+        shape: its layout.
+        packed: as ``pack_floats`` or ``pack_codes`` left it.
+        bias: added to the product, with zeros where tiles have padding rows.  # [tiles * 16]
+        given: what is done to the input first.
+
+    Raises:
+        ValueError: a size does not fit, or weights and input do not go together.
+    """
+    return PackedLinear(
+        shape,
+        packed,
+        bias,
+        int(given.kind),
+        given.scale,
+        given.threshold,
+        given.shift,
+        given.multiplier,
     )
 
 

@@ -27,7 +27,7 @@ class QuantScheme:
         activations: "float" computes in fp32 from the rounded weights; "block" rounds activations
             to int8 per token and block of 32 features; "token" to int8 with one scale per token
             found as it comes; "tensor" to int8 with one scale for all tokens, found by calibration.
-        outlier_threshold: features whose magnitude reaches it in any token of a step stay in float
+        outlier_threshold: values of larger magnitude stay in float, found anew in each token
             (LLM.int8(), arXiv 2208.07339); None rounds all.
 
     Raises:
@@ -84,6 +84,8 @@ class QuantScheme:
     @property
     def storage(self) -> Storage:
         """The packed format of the scheme's weights."""
+        if self.activations in ("token", "tensor"):
+            return Storage(WeightFormat.Q8_CHANNEL)
         if self.weight_bits == 8:
             return Storage(WeightFormat.Q8, self.group_size)
         chosen = WeightFormat.Q4 if self.symmetric else WeightFormat.Q4_ASYMMETRIC

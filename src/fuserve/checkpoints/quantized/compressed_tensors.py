@@ -97,7 +97,10 @@ class _Reader:
             self._check_zeros(rows, groups.num_stored)
         if group.activations == "tensor":
             parts += self._input_parts()
-        parts += [name for name in VECTORS if self.has(name)]
+        vectors = [name for name in VECTORS if self.has(name)]
+        parts += vectors
+        if group.activations == "tensor" and group.shifted_inputs:
+            vectors += ["input_shift", "output_shift"]
         scheme = scheme_or_refuse(
             self.folder,
             self.module,
@@ -111,8 +114,13 @@ class _Reader:
             parts.append("weight_g_idx")
             scheme = REGRIDDED
         named = tuple(map(self.part, parts))
+        shape = (rows, cols)
         return StoredLayer(
-            named, scheme, (rows, cols), lambda: self._read(scheme, (rows, cols), groups, order)
+            named,
+            scheme,
+            shape,
+            lambda: self._read(scheme, shape, groups, order),
+            frozenset(vectors),
         )
 
     def _shape(self) -> tuple[int, int]:

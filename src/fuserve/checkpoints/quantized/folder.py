@@ -80,6 +80,11 @@ class QuantizedFolder:
         layer = self._layers.get(name)
         return layer.scheme if layer is not None else None
 
+    def vectors(self, name: str) -> frozenset[str]:
+        """Which of its vectors a quantized layer's weight has."""
+        layer = self._layers.get(name)
+        return layer.vectors if layer is not None else frozenset()
+
     def tensor(self, name: str) -> Tensor:
         """A view of the mapped bytes; the codes of a quantized layer are unpacked."""
         layer = self._layers.get(name)

@@ -35,12 +35,14 @@ class StoredLayer:
         scheme: how it computes.
         shape: ``[out_features, in_features]``.
         read: reads the parts.
+        vectors: which of its vectors, by ``QuantizedLinear``'s names, the layer has.
     """
 
     parts: tuple[str, ...]
     scheme: QuantScheme
     shape: tuple[int, int]
     read: Callable[[], QuantizedLinear]
+    vectors: frozenset[str] = frozenset()
 
 
 def require(

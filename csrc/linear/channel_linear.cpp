@@ -1,0 +1,171 @@
+#include "linear/channel_linear.h"
+
+#include <algorithm>
+
+#include "linear/with_count.h"
+
+namespace fuserve::FUSERVE_ISA {
+namespace {
+
+constexpr int kHeader = header_bytes(WeightFormat::q8_channel);
+constexpr int kBlock = block_bytes(WeightFormat::q8_channel);
+
+const float* row_scales(const std::uint8_t* tile) { return reinterpret_cast<const float*>(tile); }
+
+// Passes over the rows share the fetching of the weights that come next, so that memory is read all
+// the time that arithmetic is done.
+struct Pass {
+  int number;
+  int count;
+};
+
+// T rows times R tiles.
+template <int T, int R>
+void byte_kernel(const PackedLinear& w, const std::uint8_t* tile, const TokenRows& x, int row,
+                 Pass pass, float* out, std::ptrdiff_t out_stride) {
+  const auto tile_stride = static_cast<std::ptrdiff_t>(w.tile_bytes());
+  const auto stride = static_cast<std::ptrdiff_t>(x.layout.stride());
+  const std::int8_t* values = x.record(row);
+  I32x16 acc[R][T];
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) {
+    const I32x16 start = set1_i32(-kByteDotOffset * x.header(row + t).sum);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) acc[r][t] = start;
+  }
+  const std::uint8_t* weights = tile + kHeader;
+  const std::ptrdiff_t ahead = R * tile_stride;
+  for (int block = 0; block < w.blocks(); ++block) {
+    for (int line = 64 * pass.number; line < kBlock; line += 64 * pass.count)
+      for (int r = 0; r < R; ++r) prefetch(weights + r * tile_stride + ahead + line);
+    add_byte_dot<T, R>(weights, tile_stride, values, stride, acc);
+    weights += kBlock;
+    values += kBlockCols;
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    const F32x16 scales = load16(row_scales(tile + r * tile_stride));
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) {
+      const F32x16 scale = mul(set1(x.header(row + t).scale), scales);
+      store16(out + t * out_stride + r * kTileRows, mul(to_float(acc[r][t]), scale));
+    }
+  }
+}
+
+template <int R>
+void byte_tiles(const PackedLinear& w, const TokenRows& x, int first_row, int last_row, int tile,
+                float* out, std::ptrdiff_t out_stride) {
+  Pass pass{0, ceil_div(last_row - first_row, kByteDotTokens)};
+  for (int row = first_row; row < last_row; row += kByteDotTokens, ++pass.number)
+    with_count<kByteDotTokens>(last_row - row, [&]<int T>() {
+      byte_kernel<T, R>(w, w.tile(tile), x, row, pass, out + (row - first_row) * out_stride,
+                        out_stride);
+    });
+}
+
+// The weights that rows' outliers meet: the columns that any of the rows has an outlier in, as
+// codes in fp32.
+struct OutlierPanel {
+  std::int32_t* place;  // [cols]: a column's line in the panel, -1 if it has none
+  float* codes;         // [columns][tiles * 16]
+  int tiles;
+};
+
+// Tiles whose sums fit the registers together.
+constexpr int kOutlierTiles = 4;
+
+OutlierPanel gather(const PackedLinear& w, const TokenRows& x, int first_row, int last_row,
+                    int first_tile, int last_tile, Scratch& scratch) {
+  size_t most = 0;
+  for (int row = first_row; row < last_row; ++row)
+    most += static_cast<size_t>(x.header(row).outliers);
+  const auto cols = static_cast<size_t>(w.cols);
+  const int width = (last_tile - first_tile) * kTileRows;
+  auto* place = scratch.get<std::int32_t>(cols + std::min(most, cols) * static_cast<size_t>(width));
+  const OutlierPanel panel{place, reinterpret_cast<float*>(place + cols), last_tile - first_tile};
+  std::fill_n(place, cols, -1);
+  std::int32_t used = 0;
+  for (int row = first_row; row < last_row; ++row)
+    for (int i = 0; i < x.header(row).outliers; ++i) {
+      const int col = x.outliers_of(row)[i].col;
+      if (place[col] >= 0) continue;
+      float* line = panel.codes + static_cast<std::ptrdiff_t>(used) * width;
+      place[col] = used++;
+      for (int tile = first_tile; tile < last_tile; ++tile, line += kTileRows) {
+        const std::uint8_t* quad = w.tile(tile) + kHeader + col / 4 * 64;
+        store16(line, sub(to_float(unsigned_byte(load_i32(quad), col % 4)), set1(128.0F)));
+      }
+    }
+  return panel;
+}
+
+// One row's outliers times R tiles of the panel, added to out.
+template <int R>
+void outlier_kernel(const PackedLinear& w, const TokenRows& x, int row, const OutlierPanel& panel,
+                    int first_tile, int tile, float* out) {
+  const std::ptrdiff_t width = panel.tiles * kTileRows;
+  const Outlier* outlier = x.outliers_of(row);
+  const Outlier* end = outlier + x.header(row).outliers;
+  F32x16 acc[R];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) acc[r] = zero();
+  for (; outlier != end; ++outlier) {
+    const float* codes = panel.codes + panel.place[outlier->col] * width + tile * kTileRows;
+    const F32x16 value = set1(outlier->value);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) acc[r] = fma(load16(codes + r * kTileRows), value, acc[r]);
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+    float* y = out + (tile + r) * kTileRows;
+    const F32x16 scales = load16(row_scales(w.tile(first_tile + tile + r)));
+    store16(y, add(load16(y), mul(acc[r], scales)));
+  }
+}
+
+void add_outliers(const PackedLinear& w, const TokenRows& x, int first_row, int last_row,
+                  int first_tile, int last_tile, float* out, std::ptrdiff_t out_stride,
+                  Scratch& scratch) {
+  const auto has_any = [&](int row) { return x.header(row).outliers > 0; };
+  int first = first_row;
+  while (first < last_row && !has_any(first)) ++first;
+  if (first == last_row) return;
+  const OutlierPanel panel = gather(w, x, first, last_row, first_tile, last_tile, scratch);
+  for (int row = first; row < last_row; ++row) {
+    if (!has_any(row)) continue;
+    float* y = out + (row - first_row) * out_stride;
+    for (int tile = 0; tile < panel.tiles; tile += kOutlierTiles)
+      with_count<kOutlierTiles>(panel.tiles - tile, [&]<int R>() {
+        outlier_kernel<R>(w, x, row, panel, first_tile, tile, y);
+      });
+  }
+}
+
+}  // namespace
+
+void channel_tiles(const PackedLinear& w, const Rows& x, int first_row, int last_row,
+                   int first_tile, int last_tile, float* out, std::ptrdiff_t out_stride,
+                   Scratch& scratch) {
+  // A few rows go at the pace of memory, and one stream of weights is read faster than two.
+  const int together = last_row - first_row > kByteDotTokens / 2 ? kTilesAtOnce : 1;
+  for (int tile = first_tile; tile < last_tile; tile += together) {
+    float* c = out + static_cast<std::ptrdiff_t>(tile - first_tile) * kTileRows;
+    if (together == 1 || tile + together > last_tile) {
+      for (int i = tile; i < std::min(tile + together, last_tile); ++i)
+        byte_tiles<1>(w, x.tokens, first_row, last_row, i, c + (i - tile) * kTileRows, out_stride);
+    } else {
+      byte_tiles<kTilesAtOnce>(w, x.tokens, first_row, last_row, tile, c, out_stride);
+    }
+  }
+  if (w.input.kind == InputKind::outliers)
+    add_outliers(w, x.tokens, first_row, last_row, first_tile, last_tile, out, out_stride, scratch);
+  if (w.bias == nullptr) return;
+  for (int row = 0; row < last_row - first_row; ++row)
+    for (int tile = first_tile; tile < last_tile; ++tile) {
+      float* y = out + row * out_stride + static_cast<std::ptrdiff_t>(tile - first_tile) * kTileRows;
+      store16(y, add(load16(y), load16(w.bias + static_cast<std::ptrdiff_t>(tile) * kTileRows)));
+    }
+}
+
+}  // namespace fuserve::FUSERVE_ISA
