@@ -231,8 +231,8 @@ inline void add_byte_dot(const std::uint8_t* w, std::ptrdiff_t tile_stride, cons
     for (int t = 0; t < T; ++t)
       for (int k = 0; k < 32; ++k)
         for (int row = 0; row < 16; ++row)
-          acc[r][t].v[row] += (w[r * tile_stride + k / 4 * 64 + 4 * row + k % 4] - 128) *
-                              a[t * stride + k];
+          acc[r][t].v[row] +=
+              (w[r * tile_stride + k / 4 * 64 + 4 * row + k % 4] - 128) * a[t * stride + k];
 }
 
 }  // namespace fuserve::FUSERVE_ISA

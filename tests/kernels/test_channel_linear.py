@@ -72,9 +72,7 @@ def quantized(x: Floats, given: LinearInput) -> tuple[npt.NDArray[np.int32], Flo
     else:
         largest = np.abs(x).max(axis=1, keepdims=True)
         scales = largest * (np.float32(1) / np.float32(127))
-        inverse = np.divide(
-            np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0
-        )
+        inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
     q = np.clip(np.rint(x * inverse), -127, 127).astype(np.int32)
     return q, scales, outliers
 

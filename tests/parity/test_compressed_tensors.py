@@ -86,9 +86,9 @@ def test_transformers_loads_weight_only_schemes_to_the_same_logits(
 def test_transformers_loads_mixed_schemes_to_the_same_logits(quantize: Quantize) -> None:
     folder = quantize(
         "gptq",
-        "layers.1.down=int8",
+        "layers.1.down=int8:32",
         "layers.0.q=keep",
-        "lm_head=int8",
+        "lm_head=int8:32",
         group_size=32,
         symmetric=True,
     )

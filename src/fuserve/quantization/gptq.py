@@ -111,8 +111,9 @@ def _inverse_factor(hessian: Floats, damping: float) -> Floats:
     diagonal[diagonal == 0] = 1.0
     diagonal += damping * diagonal.mean()
     try:
-        inverse = np.linalg.inv(damped)
-        factor = np.linalg.cholesky(inverse).T
+        factor = np.linalg.cholesky(np.linalg.inv(damped)).T
+        if not np.isfinite(factor).all():
+            raise np.linalg.LinAlgError("values that are not finite")
     except np.linalg.LinAlgError as error:
         raise InvalidRequestError(
             f"GPTQ cannot invert the statistics of a layer's inputs ({error}); "
