@@ -64,5 +64,5 @@ def test_a_text_that_cannot_be_used_is_refused(
 
 
 def test_a_missing_text_is_named(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequestError, match="missing.txt"):
+    with pytest.raises(InvalidRequestError, match=r"missing\.txt"):
         sample_windows(tmp_path / "missing.txt", tokenizer, 4, 64, 0)
