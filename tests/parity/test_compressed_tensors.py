@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
 from fuserve.calibration import CalibrationOptions, quantize_model
 from fuserve.checkpoints import open_checkpoint
+from fuserve.decoder.native import NativeExecutor
+from fuserve.decoder.options import ExecutorOptions
 from fuserve.decoder.weights import CheckpointWeights
 from fuserve.quantization import LayerChoice, recipe_named
 from tests.calibration.small_models import sized_model, write_text
-from tests.parity.paging import PagedSequences, build_executor
+from tests.parity.paging import NUM_BLOCKS, PagedSequences, build_executor
 
 pytest.importorskip("compressed_tensors")
 
@@ -56,10 +59,14 @@ def quantize(tmp_path_factory: pytest.TempPathFactory) -> Quantize:
     return run
 
 
+def load(folder: Path, **how: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **how).eval()
+
+
 def transformers_logits(folder: Path, dequantize: bool = False) -> np.ndarray:
     # compressed-tensors 0.20 makes no room for packed zero points unless it dequantizes on load.
     how = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if dequantize else {}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **how).eval()
+    model = load(folder, **how)
     with torch.inference_mode():
         return model(torch.tensor([TOKENS])).logits[0].float().numpy()
 
@@ -107,6 +114,19 @@ def test_transformers_loads_other_families_to_the_same_logits(
 def test_transformers_loads_int8_activations_to_the_same_weights(
     scheme: str, quantize: Quantize
 ) -> None:
-    """Activations are rounded on both sides, with another step: ours is symmetric to 127."""
+    """Both sides round activations: to steps of a 127th, and there of half a 255th."""
     folder = quantize(scheme)
-    assert error(our_logits(folder), transformers_logits(folder)) < 0.2
+    model = load(folder)
+    with torch.inference_mode():
+        theirs = model(torch.tensor([TOKENS])).logits[0].float().numpy()
+    weights = CheckpointWeights(open_checkpoint(folder))
+    down = weights.tensor("layers.1.down").quantized
+    assert down is not None
+    loaded = model.model.layers[1].mlp.down_proj
+    np.testing.assert_allclose(loaded.weight.float().numpy(), down.values(), rtol=1e-6)
+    if down.input_scale is not None:
+        assert float(loaded.input_scale) == pytest.approx(down.input_scale)
+    options = ExecutorOptions(kv_cache_dtype="float32")
+    executor = NativeExecutor(weights, options, num_blocks=NUM_BLOCKS, max_model_len=128)
+    ours = PagedSequences(executor).step({"only": TOKENS})["only"]
+    assert np.abs(ours - theirs).mean() < 0.05 * theirs.std()

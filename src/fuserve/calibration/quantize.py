@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +23,7 @@ from fuserve.calibration.options import CalibrationOptions
 from fuserve.calibration.output_folder import OutputFolder
 from fuserve.calibration.places import Layer, Place, places_of
 from fuserve.calibration.progress_file import ProgressFile
+from fuserve.calibration.report import QuantizationReport, reading_limits
 from fuserve.calibration.source import SourceModel, open_source
 from fuserve.calibration.stored_tensors import stored_arrays, stored_layers
 from fuserve.calibration.text import packaged_text, sample_windows
@@ -38,25 +37,6 @@ Progress = Callable[[str, int, int], None]
 
 BATCH_TOKENS = 2048
 """Tokens that are run together; a layer's activations for them are held at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizationReport:
-    """What was written.
-
-    Attributes:
-        folder: where.
-        num_bytes: of all tensors.
-        num_samples: windows of text that were run.
-        schemes: how many linear layers have each scheme.
-        limits: why other readers will refuse the folder, if they will.
-    """
-
-    folder: Path
-    num_bytes: int
-    num_samples: int
-    schemes: Mapping[str, int]
-    limits: tuple[str, ...]
 
 
 def quantize_model(
@@ -284,23 +264,8 @@ class _Quantization:
         self._output.write_config(config)
         self._state.finish()
         num_samples = 0 if self._tokens is None else len(self._tokens)
-        limits = self._limits(quantization)
+        limits = reading_limits(self._source.spec, self._recipes, quantization)
         return QuantizationReport(self._path, num_bytes, num_samples, counts, limits)
-
-    def _limits(self, quantization: Mapping[str, Any]) -> tuple[str, ...]:
-        limits = []
-        if quantization["quant_method"] == "fuserve":
-            limits.append("inputs are smoothed or shifted at run time, which only fuserve does")
-        shapes = tensor_shapes(self._source.spec)
-        for name, recipe in self._recipes.items():
-            size = recipe.scheme.group_size if recipe is not None else 0
-            if size and shapes[name][1] % size and "config_groups" in quantization:
-                limits.append(
-                    f"groups of {size} do not divide the {shapes[name][1]} inputs of {name}, as "
-                    "compressed-tensors wants; --group-size 32 or 64, or --format gptq may"
-                )
-                break
-        return tuple(limits)
 
     def _batches(self, sequences: npt.NDArray[np.generic]) -> list[slice]:
         step = max(BATCH_TOKENS // sequences.shape[1], 1)
