@@ -164,11 +164,11 @@ struct BlockSpan {
 };
 
 struct Workspace {
-  float* queries;  // [rows][padded]
-  float* scores;   // [rows][32]
-  float* decay;    // [rows]
-  float* keys;     // [padded][32], widened
-  float* values;   // [32][padded], widened
+  float* queries;      // [rows][padded]
+  float* scores;       // [rows][32]
+  float* decay;        // [rows]
+  float* keys;         // [padded][32], widened
+  float* values;       // [32][padded], widened
   std::int8_t* bytes;  // [2][padded * 32], unpacked from nibbles
 };
 
@@ -265,9 +265,12 @@ void attend_few_rows(const AttentionShape& shape, const KVCache& cache, const At
     const int h = i % task.num_kv_heads;
     const auto attend = [&]<class Stored>(const Stored* keys, const Stored* values,
                                           const char* fetched) {
-      const BlockView<Stored> view{keys,          values,
-                                   head.key_scales, head.value_scales,
-                                   kv_head_of(i), block_of(i) * kBlockTokens,
+      const BlockView<Stored> view{keys,
+                                   values,
+                                   head.key_scales,
+                                   head.value_scales,
+                                   kv_head_of(i),
+                                   block_of(i) * kBlockTokens,
                                    fetched};
       attend_block<Stored>(shape, task, view, task.queries + h * row_floats, w, states.of(h));
     };

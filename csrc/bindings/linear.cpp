@@ -156,8 +156,8 @@ void bind_linear(nb::module_& m) {
             if (multiplier) self->multiplier = nb::cast(*multiplier);
           },
           nb::arg("shape"), nb::arg("data"), nb::arg("bias").none(), nb::arg("input"),
-          nb::arg("scale") = 0.0F, nb::arg("threshold") = 0.0F, nb::arg("shift").none() = nb::none(),
-          nb::arg("multiplier").none() = nb::none());
+          nb::arg("scale") = 0.0F, nb::arg("threshold") = 0.0F,
+          nb::arg("shift").none() = nb::none(), nb::arg("multiplier").none() = nb::none());
 
   m.def("linear", [](const std::string& isa, ThreadPool& pool, const LinearHandle& handle,
                      Array<const float, 2> x, Array<float, 2> out) {

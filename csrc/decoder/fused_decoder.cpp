@@ -76,15 +76,14 @@ void FusedDecoder::attention_half(Lane& lane, int layer) {
   const LayerWeights& weights = model_.layers[static_cast<size_t>(layer)];
   const int tokens = lane.step.num_tokens;
   const bool post = model_.residual == Residual::post;
-  const Rows input =
-      prepare(lane, post ? Norm{} : weights.attn_norm, hidden_rows_of(tokens),
-              {&weights.q, &weights.k, &weights.v});
+  const Rows input = prepare(lane, post ? Norm{} : weights.attn_norm, hidden_rows_of(tokens),
+                             {&weights.q, &weights.k, &weights.v});
   query_key_value(lane, layer, input);
   lane.team.sync(lane.thread);
   attend(lane, layer);
   const int attention_cols = model_.attention.num_heads * model_.attention.head_dim;
-  const Rows attended =
-      prepare(lane, Norm{}, {work_.attention, attention_cols, attention_cols, tokens}, {&weights.o});
+  const Rows attended = prepare(
+      lane, Norm{}, {work_.attention, attention_cols, attention_cols, tokens}, {&weights.o});
   project(lane, weights.o, attended, model_.residual == Residual::sandwich);
   lane.team.sync(lane.thread);
   if (model_.residual == Residual::sandwich) add_normalized_branch(lane, weights.post_attn_norm);
@@ -285,9 +284,9 @@ void FusedDecoder::logits(Lane& lane) {
   if (step.num_logit_rows == 0) return;
   const PackedLinear& head = model_.head;
   const int rows = step.num_logit_rows;
-  const Rows input =
-      prepare(lane, model_.final_norm,
-              {work_.hidden, model_.hidden_size, model_.hidden_size, rows, step.logit_rows}, {&head});
+  const Rows input = prepare(
+      lane, model_.final_norm,
+      {work_.hidden, model_.hidden_size, model_.hidden_size, rows, step.logit_rows}, {&head});
   const int per_unit = tiles_per_unit(head, lane.team.size());
   const int units = ceil_div(head.tiles(), per_unit), block = rows_per_unit(head, input);
   lane.team.for_each(lane.thread, ceil_div(rows, block) * units, [&](int unit) {

@@ -163,7 +163,8 @@ void channel_tiles(const PackedLinear& w, const Rows& x, int first_row, int last
   if (w.bias == nullptr) return;
   for (int row = 0; row < last_row - first_row; ++row)
     for (int tile = first_tile; tile < last_tile; ++tile) {
-      float* y = out + row * out_stride + static_cast<std::ptrdiff_t>(tile - first_tile) * kTileRows;
+      float* y =
+          out + row * out_stride + static_cast<std::ptrdiff_t>(tile - first_tile) * kTileRows;
       store16(y, add(load16(y), load16(w.bias + static_cast<std::ptrdiff_t>(tile) * kTileRows)));
     }
 }

@@ -74,9 +74,9 @@ inline int list_outliers(const float* x, int cols, float threshold, Outlier* lis
 }
 
 // Beyond which magnitude values of the row stay fp32: `threshold`, in units of the row's root mean
-// square where that is less than one. The paper's threshold of 6 means hidden states that a norm has
-// left at a root mean square of about one; inputs of output and down projections are smaller, and
-// their largest values would set a step that is too coarse for the others.
+// square where that is less than one. The paper's threshold of 6 means hidden states that a norm
+// has left at a root mean square of about one; inputs of output and down projections are smaller,
+// and their largest values would set a step that is too coarse for the others.
 inline float outlier_limit(const float* x, int cols, float threshold) {
   F32x16 squares = zero();
   for (int k = 0; k < cols; k += 16) {
@@ -116,8 +116,7 @@ inline void quantize_token(const float* x, int row, const LinearInput& input,
     sum = add(sum, q);
     store_i8(values + k, q);
   }
-  const int outliers =
-      separate ? list_outliers(x, cols, threshold, out.outliers_of(row)) : 0;
+  const int outliers = separate ? list_outliers(x, cols, threshold, out.outliers_of(row)) : 0;
   out.header(row) = {scale + reduce_add(poison), reduce_add(sum), outliers};
 }
 

@@ -72,9 +72,7 @@ def quantized(x: Floats, given: LinearInput) -> tuple[npt.NDArray[np.int32], Flo
     else:
         largest = np.abs(x).max(axis=1, keepdims=True)
         scales = largest * (np.float32(1) / np.float32(127))
-        inverse = np.divide(
-            np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0
-        )
+        inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
     q = np.clip(np.rint(x * inverse), -127, 127).astype(np.int32)
     return q, scales, outliers
 
@@ -199,8 +197,8 @@ def test_a_row_that_is_not_finite_stays_so_and_spares_its_neighbours(
 def test_a_row_of_zeros_gives_zeros(isa: str) -> None:
     matrix = Matrix.draw(20, 70)
     x = np.zeros((3, 70), np.float32)
-    for given in KINDS.values():
-        assert not matrix.product(x, given).any()
+    for kind in KINDS.values():
+        assert not matrix.product(x, kind).any()
 
 
 def test_packing_rounds_to_nearest_and_unpacking_gives_it_back(isa: str) -> None:

@@ -175,9 +175,7 @@ class _Comparison:
         return result.prefill_tokens_per_s, result.decode[0].tokens_per_s
 
 
-def _quantized(
-    model: str, scheme: Scheme, options: ExecutorOptions
-) -> tuple[str, ExecutorOptions]:
+def _quantized(model: str, scheme: Scheme, options: ExecutorOptions) -> tuple[str, ExecutorOptions]:
     """What to load for a scheme, calibrated first if it must be, and how."""
     if scheme.folder is not None:
         return str(scheme.folder), options

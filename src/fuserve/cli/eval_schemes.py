@@ -1,8 +1,8 @@
 """What ``fuserve eval compare --schemes`` names: models to load, and how to make those that need it.
 
 A scheme is a dtype (``float32``, ``float16``, ``bfloat16``), ``keep`` (the checkpoint as it is), a
-name that ``--quantization`` or ``fuserve quantize`` knows, or a folder. Modifiers follow with ``+``:
-``int4+g128``, ``int8+g0+float``, ``keep+kv-int8``.
+name that ``--quantization`` or ``fuserve quantize`` knows, or a folder. Modifiers follow with
+``+``: ``int4+g128``, ``int8+g0+float``, ``keep+kv-int8``.
 """
 
 from __future__ import annotations
@@ -120,7 +120,6 @@ def calibrated_folder(model: str, scheme: Scheme, progress: Progress) -> Path:
     folder = cache_folder().parent / "quantized" / key
     if not (folder / "config.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        quantize_model(
-            checkpoint, folder, LayerChoice.parse(recipe, []), CalibrationOptions(), progress=progress
-        )
+        choice = LayerChoice.parse(recipe, [])
+        quantize_model(checkpoint, folder, choice, CalibrationOptions(), progress=progress)
     return folder

@@ -193,9 +193,7 @@ def _vectors(
     }
 
 
-def place_of(
-    name: str, vector: str, plan: Mapping[str, PlannedTensor]
-) -> PlannedTensor | None:
+def place_of(name: str, vector: str, plan: Mapping[str, PlannedTensor]) -> PlannedTensor | None:
     """Where a linear weight's vector lies: with the first linear of its input, or its own."""
     names = [f"{name}.{vector}"]
     for suffix, first in FIRST_OF_INPUT.items():
