@@ -13,7 +13,7 @@ from fuserve.calibration.places import Layer, Place
 from fuserve.kernels.linear import Codes
 from fuserve.quantization import QuantizedLinear, Recipe
 from fuserve.quantization.awq import awq_smoothing, clipped_codes
-from fuserve.quantization.gptq import gptq
+from fuserve.quantization.gptq import ColumnOrder, column_order, gptq
 from fuserve.quantization.rounding import round_to_nearest
 from fuserve.quantization.smoothquant import (
     channel_shift,
@@ -70,12 +70,13 @@ def quantize_layer(
     quantized: dict[str, QuantizedLinear] = {}
     for place, inputs in zip(places, ready, strict=True):
         input_scale = _input_scale(layer, place, recipes, inputs.statistics)
+        order = _column_order(place, recipes, inputs.statistics, options)
         for name in place.linears:
             if (recipe := recipes[name]) is not None:
                 is_static = recipe.scheme.activations == "tensor"
                 quantized[name] = QuantizedLinear(
                     recipe.scheme,
-                    _codes(name, layer[name], recipe, inputs.statistics, options),
+                    _codes(name, layer[name], recipe, inputs.statistics, order),
                     input_scale=input_scale if is_static else None,
                     input_smoothing=inputs.smoothing,
                     input_shift=inputs.shift,
@@ -189,22 +190,26 @@ def _input_scale(
     return search_input_scale([layer[name] for name in static], recipe.scheme, inputs)
 
 
+def _column_order(
+    place: Place, recipes: Recipes, inputs: InputStatistics | None, options: CalibrationOptions
+) -> ColumnOrder | None:
+    """What GPTQ needs to know of a place's inputs; None where it is not used."""
+    if all(recipe.method != "gptq" for recipe in _recipes(place, recipes)):
+        return None
+    assert inputs is not None and inputs.hessian is not None
+    return column_order(inputs.hessian, damping=options.damping, act_order=options.act_order)
+
+
 def _codes(
     name: str,
     weights: Floats,
     recipe: Recipe,
     inputs: InputStatistics | None,
-    options: CalibrationOptions,
+    order: ColumnOrder | None,
 ) -> Codes:
     if recipe.method == "gptq":
-        assert inputs is not None and inputs.hessian is not None
-        return gptq(
-            weights,
-            inputs.hessian,
-            recipe.scheme,
-            damping=options.damping,
-            act_order=options.act_order,
-        )
+        assert order is not None
+        return gptq(weights, order, recipe.scheme)
     if recipe.method == "awq" and name not in NOT_CLIPPED:
         assert inputs is not None
         return clipped_codes(weights, recipe.scheme, inputs)

@@ -26,7 +26,7 @@ class SourceModel:
     Attributes:
         checkpoint: what was opened.
         weights: its canonical tensors.
-        spec: the decoder, rotated pairs half a head apart.
+        spec: the decoder, rotated pairs where transformers has them.
         targets: where each canonical tensor is written.
         config: config.json of the folder to write, without quantization.
         float_dtype: the type of tensors that are written as floats.
@@ -44,7 +44,8 @@ class SourceModel:
         values = np.array(to_float32(self.weights.tensor(name)), np.float32)
         self.weights.release(name)
         key = name.rsplit(".", 1)[-1] if not name.endswith(".bias") else name.split(".")[-2]
-        if key in ("q", "k") and _is_interleaved(self.weights.spec):
+        is_moved = _is_interleaved(self.weights.spec) and not _is_interleaved(self.spec)
+        if key in ("q", "k") and is_moved:
             attention = self.spec.attention
             heads = attention.num_heads if key == "q" else attention.num_kv_heads
             values = values[separated_rows(heads, attention.head_dim)]

@@ -19,7 +19,7 @@ from fuserve.quantization.statistics import InputStatistics
 
 Floats = npt.NDArray[np.float32]
 
-RATIOS = tuple(i / 20 for i in range(20))
+RATIOS = tuple(i / 10 for i in range(10))
 """Exponents of the inputs' magnitudes that are tried (the paper's alpha)."""
 
 SHRINKS = tuple(1 - i / 20 for i in range(11))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -17,35 +19,57 @@ BLOCK_COLS = 128
 """Columns whose errors are passed on to the rest together (the paper's lazy batches)."""
 
 
-def gptq(
-    weights: Floats,
-    hessian: Floats,
-    scheme: QuantScheme,
-    *,
-    damping: float = DAMPING,
-    act_order: bool = True,
-) -> Codes:
+@dataclass(frozen=True, slots=True)
+class ColumnOrder:
+    """What matrices that read the same inputs share.
+
+    Attributes:
+        order: the columns as they are taken.  # [in]
+        is_natural: whether they are taken from first to last.
+        inverse: the upper Cholesky factor of the damped Hessian's inverse, in this order.
+        unseen: columns whose inputs were always 0.  # [in]
+    """
+
+    order: npt.NDArray[np.intp]
+    is_natural: bool
+    inverse: Floats
+    unseen: npt.NDArray[np.bool_]
+
+
+def column_order(hessian: Floats, *, damping: float, act_order: bool) -> ColumnOrder:
+    """Decide in which order columns are rounded.
+
+    Args:
+        hessian: proportional to ``X.T @ X`` of the inputs.  # [in, in]
+        damping: added to the diagonal, as part of its mean.
+        act_order: take the columns with the largest inputs first.
+
+    Raises:
+        InvalidRequestError: damping is not positive, or the Hessian cannot be inverted.
+    """
+    diagonal = np.diagonal(hessian)
+    order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(len(diagonal))
+    inverse = _inverse_factor(hessian[np.ix_(order, order)], damping)
+    return ColumnOrder(order, not act_order, inverse, diagonal == 0)
+
+
+def gptq(weights: Floats, inputs: ColumnOrder, scheme: QuantScheme) -> Codes:
     """Codes of a matrix such that its outputs, not its weights, change least.
+
+    With columns out of their order, each group's grid is fitted to the original weights ("static
+    groups"), so that groups stay runs of neighbours and nothing has to be reordered at run time.
+    Otherwise a grid is fitted when its group's turn comes, to weights that have taken up the errors
+    before it, as in the paper.
 
     Args:
         weights: ``[out, in]``.
-        hessian: proportional to ``X.T @ X`` of its inputs.  # [in, in]
+        inputs: of the matrix.
         scheme: bits, groups, symmetry.
-        damping: added to the diagonal, as part of its mean.
-        act_order: take the columns with the largest inputs first. Each group's grid is then fitted
-            to the original weights ("static groups"), so that groups stay runs of neighbours and
-            nothing has to be reordered at run time. Otherwise a grid is fitted when its group's
-            turn comes, to weights that have taken up the errors before it.
-
-    Raises:
-        InvalidRequestError: the inputs have values that are not finite, or damping is not positive.
     """
     rows, cols = weights.shape
+    order, inverse = inputs.order, inputs.inverse
     work = weights.astype(np.float32)  # a copy that takes up the errors
-    diagonal = np.diagonal(hessian)
-    work[:, diagonal == 0] = 0  # never seen: no input makes these columns count
-    order = np.argsort(-diagonal, kind="stable") if act_order else np.arange(cols)
-    inverse = _inverse_factor(hessian[np.ix_(order, order)], damping)
+    work[:, inputs.unseen] = 0
     work = np.ascontiguousarray(work[:, order])
     groups = group_of(scheme, cols)[order]
     grid = fit_grid(weights, scheme)
@@ -54,7 +78,7 @@ def gptq(
         stop = min(start + BLOCK_COLS, cols)
         errors = np.empty((rows, stop - start), np.float32)
         for i in range(start, stop):
-            if not act_order and i % (scheme.group_size or cols) == 0:
+            if inputs.is_natural and i % (scheme.group_size or cols) == 0:
                 _refit(grid, work, i)
             point = grid.columns(groups[i])
             codes[:, i : i + 1] = point.nearest(work[:, i : i + 1])
@@ -87,8 +111,9 @@ def _inverse_factor(hessian: Floats, damping: float) -> Floats:
     diagonal[diagonal == 0] = 1.0
     diagonal += damping * diagonal.mean()
     try:
-        inverse = np.linalg.inv(damped)
-        factor = np.linalg.cholesky(inverse).T
+        factor = np.linalg.cholesky(np.linalg.inv(damped)).T
+        if not np.isfinite(factor).all():
+            raise np.linalg.LinAlgError("values that are not finite")
     except np.linalg.LinAlgError as error:
         raise InvalidRequestError(
             f"GPTQ cannot invert the statistics of a layer's inputs ({error}); "

@@ -32,6 +32,8 @@ class LayerChoice:
     def parse(cls, default: Recipe | None, overrides: Sequence[str]) -> LayerChoice:
         """A choice from the command line's ``PATTERN=SCHEME``, such as ``layers.1.down=int8``.
 
+        A group size may follow: ``layers.1.down=int8:64``.
+
         Hugging Face's names work as well: ``model.layers.1.mlp.down_proj=int8``,
         ``lm_head=keep``. Embedding and head are kept as they are unless a pattern names them.
 
@@ -45,8 +47,7 @@ class LayerChoice:
                 raise InvalidRequestError(
                     f"{text!r} is no PATTERN=SCHEME; write it like layers.1.down=int8"
                 )
-            recipe = None if name == KEEP else recipe_named(name)
-            parsed.append((canonical_pattern(pattern), recipe))
+            parsed.append((canonical_pattern(pattern), _recipe(name)))
         return cls(default, (*parsed, *cls(default).overrides))
 
     def recipe_of(self, name: str) -> Recipe | None:
@@ -61,6 +62,15 @@ class LayerChoice:
         """All recipes that may be needed."""
         chosen = (self.default, *(recipe for _, recipe in self.overrides))
         return tuple(recipe for recipe in chosen if recipe is not None)
+
+
+def _recipe(text: str) -> Recipe | None:
+    name, colon, group_size = text.partition(":")
+    if text == KEEP:
+        return None
+    if colon and not group_size.isdecimal():
+        raise InvalidRequestError(f"{text!r} has no group size after the colon, such as int8:64")
+    return recipe_named(name, int(group_size) if colon else None)
 
 
 def canonical_pattern(pattern: str) -> str:

@@ -96,7 +96,8 @@ def fit_grid(weights: Floats, scheme: QuantScheme, shrink: Floats | float = 1.0)
 
 def round_on(grid: Grid, weights: Floats) -> Floats:
     """Nearest codes of a whole matrix.  # [out, in]"""
-    return grid.columns(group_of(grid.scheme, weights.shape[1])).nearest(weights)
+    spread, split = _by_group(grid, weights)
+    return spread.nearest(split).reshape(weights.shape)
 
 
 def round_to_nearest(weights: Floats, scheme: QuantScheme) -> Codes:
@@ -113,8 +114,17 @@ def round_to_nearest(weights: Floats, scheme: QuantScheme) -> Codes:
 def rounded_values(weights: Floats, scheme: QuantScheme, grid: Grid | None = None) -> Floats:
     """What :func:`round_to_nearest` makes of the weights, as floats.  # [out, in]"""
     grid = fit_grid(weights, scheme) if grid is None else grid
-    spread = grid.columns(group_of(scheme, weights.shape[1]))
-    return spread.values(spread.nearest(weights))
+    spread, split = _by_group(grid, weights)
+    return spread.values(spread.nearest(split)).reshape(weights.shape)
+
+
+def _by_group(grid: Grid, weights: Floats) -> tuple[Grid, Floats]:
+    """A grid and weights such that each weight meets its own group's scale."""
+    rows, cols = weights.shape
+    if cols % (grid.scheme.group_size or cols):  # the last group is cut short
+        return grid.columns(group_of(grid.scheme, cols)), weights
+    wide = Grid(grid.scheme, grid.scales[:, :, None], grid.zeros[:, :, None])
+    return wide, weights.reshape(rows, grid.scales.shape[1], -1)
 
 
 def unsigned_codes(layer: QuantizedLinear) -> tuple[UnsignedCodes, UnsignedCodes]:
