@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from tests.calibration.small_models import write_tokenizer
 from tests.parity.random_models import RandomModel, random_model
 
 OUTLIERS = {7: 20.0, 64: 60.0, 101: 40.0}
@@ -56,4 +57,5 @@ def stress_model(folder: Path) -> RandomModel:
                 for reader in readers:
                     reader.weight[:, dim] /= factor**0.5
     built.model.save_pretrained(folder)
+    write_tokenizer(folder)
     return built

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,11 @@ import pytest
 from fuserve.calibration import CalibrationOptions, quantize_model
 from fuserve.checkpoints import open_checkpoint
 from fuserve.decoder import ExecutorOptions, load_model
+from fuserve.decoder.native import NativeExecutor
+from fuserve.decoder.reference import ReferenceExecutor
+from fuserve.decoder.weights import CheckpointWeights
 from fuserve.quantization import LayerChoice, recipe_named
+from tests.calibration.small_models import write_text, write_tokenizer
 from tests.parity.paging import PagedSequences
 from tests.quantization.stress_model import stress_model
 
@@ -25,6 +28,7 @@ FLOAT32: dict[str, Any] = {
 PROMPT = np.random.default_rng(0).integers(3, 97, 100).tolist()
 
 ErrorOf = Callable[..., float]
+Quantize = Callable[[str], Path]
 
 
 def logits(model: Path, **options: Any) -> np.ndarray:
@@ -43,12 +47,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def quantize(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantize:
+    """The model in a scheme, calibrated on a text, and written to a folder."""
+    text = write_text(tmp_path_factory.mktemp("text"))
+    options = CalibrationOptions(num_samples=16, sample_tokens=32)
+    written: dict[str, Path] = {}
+
+    def run(scheme: str) -> Path:
+        if scheme not in written:
+            written[scheme] = tmp_path_factory.mktemp(scheme) / "model"
+            choice = LayerChoice.parse(recipe_named(scheme), [])
+            quantize_model(
+                open_checkpoint(folder), written[scheme], choice, options, text=text
+            )
+        return written[scheme]
+
+    return run
+
+
+@pytest.fixture(scope="module")
 def error_of(folder: Path) -> ErrorOf:
     """Root mean square error of the logits, as a share of their spread in fp32."""
     want = logits(folder, **FLOAT32)
 
     def measure(model: Path = folder, **options: Any) -> float:
-        got = logits(model, **({"dtype": "float32", "kv_cache_dtype": "float32"} | options))
+        plain = {"dtype": "float32"} if options else {}
+        got = logits(model, **plain, kv_cache_dtype="float32", **options)
         return float(np.sqrt(np.mean((got - want) ** 2)) / want.std())
 
     return measure
@@ -57,28 +81,32 @@ def error_of(folder: Path) -> ErrorOf:
 def test_llm_int8_recovers_what_outliers_cost_naive_w8a8(error_of: ErrorOf) -> None:
     naive = error_of(quantization="w8a8")
     recovered = error_of(quantization="llm-int8")
-    print(naive, recovered, error_of(quantization="w8a8", activations="float"))
     assert recovered < naive / 3
 
 
-def test_smoothquant_recovers_as_well(
-    error_of: ErrorOf, folder: Path, tmp_path: Path
-) -> None:
-    text = tmp_path / "text.jsonl"
-    rng = np.random.default_rng(1)
-    rows = [{"tokens": rng.integers(3, 97, 64).tolist()} for _ in range(16)]
-    text.write_text("\n".join(map(json.dumps, rows)))
-    smooth = tmp_path / "smooth"
-    quantize_model(
-        open_checkpoint(folder),
-        smooth,
-        LayerChoice.parse(recipe_named("smoothquant"), []),
-        CalibrationOptions(num_samples=16, sample_tokens=64),
-        text=text,
+@pytest.mark.parametrize("scheme", ["smoothquant", "smoothquant-static"])
+def test_smoothquant_recovers_as_well(error_of: ErrorOf, quantize: Quantize, scheme: str) -> None:
+    naive = {"smoothquant": quantize("w8a8"), "smoothquant-static": quantize("w8a8-static")}
+    assert error_of(quantize(scheme)) < error_of(naive[scheme]) / 3
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w8a8-static", "llm-int8", "smoothquant-static"])
+def test_the_kernels_round_as_the_reference_does(quantize: Quantize, scheme: str) -> None:
+    weights = CheckpointWeights(open_checkpoint(quantize(scheme)))
+    want, got = (
+        PagedSequences(executor).step({"only": PROMPT})["only"]
+        for executor in (
+            ReferenceExecutor(weights, num_blocks=8),
+            NativeExecutor(
+                weights,
+                ExecutorOptions(kv_cache_dtype="float32", dtype="auto"),
+                num_blocks=8,
+                max_model_len=128,
+            ),
+        )
     )
-    naive, recovered = error_of(quantization="w8a8"), error_of(smooth)
-    print(naive, recovered)
-    assert recovered < naive / 3
+    # A value halfway between two codes may round either way.
+    assert np.sqrt(np.mean((got - want) ** 2)) < 0.01 * want.std()
 
 
 def test_a_threshold_that_nothing_exceeds_is_naive_w8a8(folder: Path) -> None:
