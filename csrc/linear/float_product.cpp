@@ -59,8 +59,6 @@ struct FloatProduct {
   void panels(int tile, int col) const;
   template <int R, class W>
   void passes(int tile, int col, const W* panel, std::ptrdiff_t panel_stride) const;
-  template <int R>
-  void fetch(int tile, int col, int row) const;
 };
 
 void FloatProduct::run() const {
@@ -103,37 +101,11 @@ template <int R, class W>
 void FloatProduct::passes(int tile, int col, const W* panel, std::ptrdiff_t panel_stride) const {
   const int cols = std::min(kPanelCols, w.cols - col);
   float* sums = out + static_cast<std::ptrdiff_t>(tile - first_tile) * kTileRows;
-  for (int row = first_row; row < last_row; row += kFloatTokens) {
-    if (!few_rows()) fetch<R>(tile, col, row);
+  for (int row = first_row; row < last_row; row += kFloatTokens)
     with_count<kFloatTokens>(last_row - row, [&]<int T>() {
       float_kernel<T, R>(panel, panel_stride, cols, x.value_row(row) + col, x.value_stride,
                          col == 0, sums + (row - first_row) * out_stride, out_stride);
     });
-  }
-}
-
-// What the pass over the rows from `row` fetches into the second-level cache, so that memory is
-// read evenly: its share of the next tiles' panels, and the share that falls to these tiles of its
-// own rows' next features.
-template <int R>
-void FloatProduct::fetch(int tile, int col, int row) const {
-  const auto lines = [](const void* start, std::ptrdiff_t bytes, int first, int last, int of) {
-    const auto* memory = static_cast<const std::uint8_t*>(start);
-    for (std::ptrdiff_t line = bytes * first / of / 64 * 64; line < bytes * last / of; line += 64)
-      prefetch(memory + line);
-  };
-  const int done = row - first_row, count = std::min(kFloatTokens, last_row - row);
-  if (!is_integer(w.format)) {
-    const std::ptrdiff_t feature_bytes = block_bytes(w.format) / kBlockCols;
-    for (int r = 0; r < R; ++r)
-      lines(w.tile(tile + R + r) + col * feature_bytes, kPanelCols * feature_bytes, done,
-            done + count, rows());
-  }
-  if (col + kPanelCols >= w.cols) return;
-  constexpr auto kBytes = static_cast<std::ptrdiff_t>(kPanelCols * sizeof(float));
-  for (int t = 0; t < count; ++t)
-    lines(x.value_row(row + t) + col + kPanelCols, kBytes, tile - first_tile, tile - first_tile + R,
-          last_tile - first_tile);
 }
 
 }  // namespace
