@@ -18,7 +18,7 @@ OUTLIERS = {7: 20.0, 64: 60.0, 101: 40.0}
 """Hidden dimension -> factor."""
 
 CALM = 0.25
-"""Shrinks the branches beside the residual, as training does: a random model magnifies any error."""
+"""Shrinks the branches beside the residual, as training does; else any error is magnified."""
 
 WIDTH = 128
 SIZES = {

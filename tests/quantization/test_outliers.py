@@ -16,7 +16,7 @@ from fuserve.decoder.native import NativeExecutor
 from fuserve.decoder.reference import ReferenceExecutor
 from fuserve.decoder.weights import CheckpointWeights
 from fuserve.quantization import LayerChoice, recipe_named
-from tests.calibration.small_models import write_text, write_tokenizer
+from tests.calibration.small_models import write_text
 from tests.parity.paging import PagedSequences
 from tests.quantization.stress_model import stress_model
 
@@ -57,9 +57,7 @@ def quantize(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantize
         if scheme not in written:
             written[scheme] = tmp_path_factory.mktemp(scheme) / "model"
             choice = LayerChoice.parse(recipe_named(scheme), [])
-            quantize_model(
-                open_checkpoint(folder), written[scheme], choice, options, text=text
-            )
+            quantize_model(open_checkpoint(folder), written[scheme], choice, options, text=text)
         return written[scheme]
 
     return run

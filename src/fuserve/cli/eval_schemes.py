@@ -1,4 +1,4 @@
-"""What ``fuserve eval compare --schemes`` names: models to load, and how to make those that need it.
+"""What ``fuserve eval compare --schemes`` names: models, and how to make those that are not there.
 
 A scheme is a dtype (``float32``, ``float16``, ``bfloat16``), ``keep`` (the checkpoint as it is), a
 name that ``--quantization`` or ``fuserve quantize`` knows, or a folder. Modifiers follow with
