@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 
 from fuserve.quantization import QuantizedLinear, QuantScheme
@@ -30,9 +32,13 @@ def test_the_scale_is_the_power_of_the_magnitudes_with_the_least_error() -> None
     x = salient_inputs()
     rng = np.random.default_rng(1)
     matrices = [rng.standard_normal((16, 64)).astype(np.float32) for _ in range(2)]
+    stacked = np.abs(np.concatenate(matrices)).reshape(32, 2, 32)
+    relative = (stacked / stacked.max(axis=2, keepdims=True)).mean(axis=0).reshape(64)
     errors = []
-    for ratio in RATIOS:
+    for ratio, weighed in product(RATIOS, (False, True)):
         scale = np.abs(x).mean(axis=0) ** ratio
+        if weighed:
+            scale = scale / relative ** (1 - ratio)
         scale = (scale / np.sqrt(scale.max() * scale.min())).astype(np.float32)
         error = 0.0
         for matrix in matrices:
@@ -54,12 +60,6 @@ def test_features_that_share_a_source_get_one_scale() -> None:
     found = awq_smoothing([matrix], SCHEME, seen(x), share)
     assert found is not None
     np.testing.assert_array_equal(found[:32], found[32:])
-
-
-def test_inputs_of_one_size_are_left_alone() -> None:
-    x = np.sign(np.random.default_rng(3).standard_normal((200, 64))).astype(np.float32)
-    matrix = np.random.default_rng(4).standard_normal((8, 64)).astype(np.float32)
-    assert awq_smoothing([matrix], SCHEME, seen(x)) is None
 
 
 def test_each_group_is_clipped_where_its_own_error_is_least() -> None:

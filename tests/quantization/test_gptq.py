@@ -29,7 +29,7 @@ def slow_obq(
     The inverse Hessian of the columns that are left is computed anew for each (paper, section 3,
     equation 2), in float64.
     """
-    rows, cols = weights.shape
+    cols = weights.shape[1]
     size = scheme.group_size or cols
     damped = hessian.astype(np.float64) + np.eye(cols) * DAMPING * np.diagonal(hessian).mean()
     work = weights.astype(np.float64)

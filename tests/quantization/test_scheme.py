@@ -55,7 +55,7 @@ def test_schemes_without_arithmetic_are_refused(fields: dict[str, object], messa
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(InvalidRequestError, match="int9.*choose one of int8, int4, llm-int8"):
+    with pytest.raises(InvalidRequestError, match=r"int9.*choose one of int8, int4, llm-int8"):
         recipe_named("int9")
 
 

@@ -65,8 +65,7 @@ class OutputFolder:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.json, which makes the folder a model."""
-        text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        (self._path / "config.json").write_text(text, encoding="utf-8")
+        _write_json(self._path / "config.json", config)
 
 
 def _write_tokenizer(path: Path, source: Checkpoint) -> None:
@@ -87,5 +86,11 @@ def _write_tokenizer(path: Path, source: Checkpoint) -> None:
     if tokenizer.has_chat_template:
         settings["chat_template"] = tokenizer.chat_template_source
     (path / "tokenizer.json").write_text(tokenizer.tokenizer_json(), encoding="utf-8")
-    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-    (path / "tokenizer_config.json").write_text(text, encoding="utf-8")
+    _write_json(path / "tokenizer_config.json", settings)
+    ends = sorted(tokenizer.eos_token_ids)
+    _write_json(path / "generation_config.json", {"eos_token_id": ends})
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")

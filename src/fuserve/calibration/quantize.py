@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,12 +42,21 @@ BATCH_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class QuantizationReport:
-    """What was written; ``schemes`` tells how many linear layers have each scheme."""
+    """What was written.
+
+    Attributes:
+        folder: where.
+        num_bytes: of all tensors.
+        num_samples: windows of text that were run.
+        schemes: how many linear layers have each scheme.
+        limits: why other readers will refuse the folder, if they will.
+    """
 
     folder: Path
     num_bytes: int
     num_samples: int
     schemes: Mapping[str, int]
+    limits: tuple[str, ...]
 
 
 def quantize_model(
@@ -274,7 +284,23 @@ class _Quantization:
         self._output.write_config(config)
         self._state.finish()
         num_samples = 0 if self._tokens is None else len(self._tokens)
-        return QuantizationReport(self._path, num_bytes, num_samples, counts)
+        limits = self._limits(quantization)
+        return QuantizationReport(self._path, num_bytes, num_samples, counts, limits)
+
+    def _limits(self, quantization: Mapping[str, Any]) -> tuple[str, ...]:
+        limits = []
+        if quantization["quant_method"] == "fuserve":
+            limits.append("inputs are smoothed or shifted at run time, which only fuserve does")
+        shapes = tensor_shapes(self._source.spec)
+        for name, recipe in self._recipes.items():
+            size = recipe.scheme.group_size if recipe is not None else 0
+            if size and shapes[name][1] % size and "config_groups" in quantization:
+                limits.append(
+                    f"groups of {size} do not divide the {shapes[name][1]} inputs of {name}, as "
+                    "compressed-tensors wants; --group-size 32 or 64, or --format gptq may"
+                )
+                break
+        return tuple(limits)
 
     def _batches(self, sequences: npt.NDArray[np.generic]) -> list[slice]:
         step = max(BATCH_TOKENS // sequences.shape[1], 1)

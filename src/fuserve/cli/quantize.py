@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fuserve.cli.flags import MODEL_HELP, Debug, Json
-from fuserve.cli.output import WorkProgress, human_bytes, print_facts, print_json
+from fuserve.cli.output import WorkProgress, human_bytes, note, print_facts, print_json
 from fuserve.errors import InvalidRequestError
 
 _PANEL = "Calibration"
@@ -125,6 +125,8 @@ def quantize(
             progress=progress.update,
         )
     seconds = time.perf_counter() - started
+    for limit in report.limits:
+        note(f"note: other readers will refuse this folder: {limit}")
     if json:
         print_json({"model": model, **asdict(report), "folder": str(output), "seconds": seconds})
         return

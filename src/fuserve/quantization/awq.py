@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +38,10 @@ def awq_smoothing(
     """What to divide the inputs by, and multiply the columns of their matrices by.
 
     The vector is the inputs' mean magnitude to the power that makes the outputs' error least,
-    ``sum((W - Q(W s) / s) X)^2`` over all matrices; None where no scaling is best. The paper takes
-    the error of the whole attention for its first matrices; here each matrix counts by itself.
+    ``sum((W - Q(W s) / s) X)^2`` over all matrices; None where no scaling is best. It is tried with
+    and without dividing by the weights' own magnitude to one minus that power, as later releases of
+    AWQ do. The paper takes the error of the whole attention for its first matrices; here each
+    matrix counts by itself.
 
     Args:
         matrices: the layers that read the inputs.  # each [out, in]
@@ -47,11 +50,14 @@ def awq_smoothing(
         share: features with equal numbers get equal factors.  # [in]
     """
     magnitudes = np.maximum(inputs.mean_magnitude, LEAST_SCALE)
+    relative = np.maximum(_relative_magnitudes(matrices, scheme), LEAST_SCALE)
     if share is not None:
-        magnitudes = _shared_mean(magnitudes, share)
+        magnitudes, relative = _shared_mean(magnitudes, share), _shared_mean(relative, share)
     best, best_error = None, np.inf
-    for ratio in RATIOS:
+    for ratio, weighed in product(RATIOS, (False, True)):
         scale = magnitudes ** np.float32(ratio)
+        if weighed:
+            scale /= relative ** np.float32(1 - ratio)
         scale /= np.sqrt(scale.max() * scale.min())
         error = sum(
             output_error(rounded_values(matrix * scale, scheme) / scale - matrix, inputs)
@@ -60,6 +66,17 @@ def awq_smoothing(
         if error < best_error:
             best, best_error = scale, error
     return None if best is None or (best == 1).all() else best
+
+
+def _relative_magnitudes(matrices: Sequence[Floats], scheme: QuantScheme) -> Floats:
+    """The mean magnitude of each feature's weights, as part of their groups' largest.  # [in]"""
+    stacked = np.abs(np.concatenate(matrices))  # [all out, in]
+    starts = np.arange(0, stacked.shape[1], scheme.group_size or stacked.shape[1])
+    largest = np.maximum.reduceat(stacked, starts, axis=1)
+    spread = largest[:, group_of(scheme, stacked.shape[1])]
+    relative = np.divide(stacked, spread, out=np.zeros_like(stacked), where=spread > 0)
+    mean: Floats = relative.mean(axis=0)
+    return mean
 
 
 def output_error(difference: Floats, inputs: InputStatistics) -> float:
