@@ -5,6 +5,7 @@ Repeats are interleaved (each round runs every engine once), and the median is r
 machine's own ceilings measured in the same run. Writes JSON and Markdown, and the README's table.
 
     python benchmarks/llm_peers.py --repeat 3 --write-readme
+    python benchmarks/llm_peers.py --isa avx2    # as on a machine that has no more
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ CACHE = ROOT / ".cache" / "peers"
 OPENVINO = ROOT / ".cache" / "peers-openvino"
 RESULTS = HERE / "results"
 README = ROOT / "README.md"
-LLAMA_CPP_PYTHON = "llama-cpp-python==0.3.36"
 
 sys.path.insert(0, str(HERE / "peers"))
+
+from instruction_sets import INSTRUCTION_SETS, limits  # noqa: E402
+from llama_setup import build_llama, llama_folder  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def main() -> None:
     tables = []
     packed = tempfile.TemporaryDirectory()  # empty, so that fuserve's first start packs
     os.environ["FUSERVE_CACHE"] = packed.name
+    os.environ.update(limits(given.isa))
     machine = measure_machine(given.threads)
     for name in given.models.split(","):
         title, contestants = MODELS[name](given.engines.split(","))
@@ -86,10 +90,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch", default="1,8,16")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument(
+        "--isa",
+        choices=("native", *INSTRUCTION_SETS),
+        default="native",
+        help="hold every engine but OpenVINO GenAI to this instruction set",
+    )
+    parser.add_argument(
         "--llama-python",
         type=Path,
-        default=CACHE / "bin" / "python",
-        help="interpreter with a native build of llama-cpp-python; built if it does not exist",
+        help="interpreter with llama-cpp-python; by default one of this project, built if missing",
     )
     parser.add_argument(
         "--openvino-python",
@@ -98,7 +107,10 @@ def parse_arguments() -> argparse.Namespace:
         help="interpreter with OpenVINO GenAI; installed if it does not exist",
     )
     parser.add_argument("--write-readme", action="store_true", help="put the table into README.md")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.llama_python is None:
+        given.llama_python = llama_folder(CACHE, given.isa) / "bin" / "python"
+    return given
 
 
 def demo_gguf() -> Path:
@@ -192,18 +204,10 @@ def interpreter_of(engine: str, given: argparse.Namespace) -> str:
         return str(given.openvino_python)
     if engine != "llama.cpp":
         return sys.executable
-    llama_python: Path = given.llama_python
-    if not llama_python.exists():
+    if not given.llama_python.exists():
         print("building llama-cpp-python for this machine: about ten minutes", file=sys.stderr)
-        folder = llama_python.parent.parent
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        install = [str(llama_python), "-m", "pip", "install", LLAMA_CPP_PYTHON]
-        subprocess.run(
-            [*install, "--no-binary", "llama-cpp-python"],
-            check=True,
-            env={**os.environ, "CMAKE_ARGS": "-DGGML_NATIVE=ON"},
-        )
-    return str(llama_python)
+        build_llama(given.llama_python, given.isa)
+    return str(given.llama_python)
 
 
 def measure(contestants: list[Contestant], given: argparse.Namespace) -> list[dict[str, Any]]:

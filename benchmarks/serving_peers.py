@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from llm_peers import CACHE, LLAMA_CPP_PYTHON, demo_gguf, measure_machine
+from llm_peers import CACHE, demo_gguf, measure_machine
 from markdown_block import replace_block
 from serving_cases.batches import Batching, Throughput, measure
 from serving_cases.claims import measure_long_prompt, measure_overhead, measure_shared_prefix
@@ -124,6 +124,7 @@ def served(engine: str, model: Path, given: argparse.Namespace) -> Iterator[Runn
     """A contestant's server."""
     if engine == "llama.cpp":
         from llama_server_setup import prepare
+        from llama_setup import LLAMA_CPP_PYTHON
 
         binary = prepare(given.llama_server, LLAMA_CPP_PYTHON)
         with llama_server(

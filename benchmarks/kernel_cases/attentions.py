@@ -13,7 +13,7 @@ from fuserve._native import KVCache
 from fuserve.kernels.cache import BLOCK_SIZE_TOKENS, CacheType
 from fuserve.kernels.machine import selected_isa
 
-from .measure import Call, Ceilings, Effort, Row, in_turns, num_copies, roofline_row
+from .measure import Call, Ceilings, Claim, Effort, Row, in_turns, num_copies, roofline_row
 from .torch_peers import attention_peers
 
 Floats = npt.NDArray[np.float32]
@@ -25,16 +25,25 @@ CONTEXTS = (128, 2048, 8192)
 COMMITTED = 0x3C  # a byte that makes small normal numbers of both cache types
 
 
-def measure_attention(effort: Effort, quick: bool) -> Iterator[Row]:
-    """Prefill of a prompt, and one token at several contexts, for both types of cache."""
+def measure_attention(effort: Effort, quick: bool) -> Iterator[Row | Claim]:
+    """Prefill of a prompt, and one token at several contexts, for all types of cache."""
     effort = replace(effort, threads=1)
     ceilings = Ceilings.measure(1)
     models = list(MODELS.items())[-1:] if quick else MODELS.items()
     for model, heads in models:
-        for kind in (CacheType.F16,) if quick else CacheType:
+        longest_s: dict[CacheType, float] = {}
+        for kind in (CacheType.F16, CacheType.I8) if quick else CacheType:
             yield _measure(model, heads, kind, 0, PREFILL_TOKENS, ceilings, effort)
             for context in CONTEXTS:
-                yield _measure(model, heads, kind, context - 1, 1, ceilings, effort)
+                row = _measure(model, heads, kind, context - 1, 1, ceilings, effort)
+                longest_s[kind] = row.seconds
+                yield row
+        yield Claim(
+            f"attention of one token at {CONTEXTS[-1]}, int8 cache against f16, {model}",
+            longest_s[CacheType.F16] / longest_s[CacheType.I8],
+            1.5,
+            f"{longest_s[CacheType.I8] * 1e3:.2f} ms against {longest_s[CacheType.F16] * 1e3:.2f}",
+        )
 
 
 def _measure(

@@ -27,7 +27,7 @@ def linear_peer(storage: Storage, weights: Floats) -> tuple[str, OnInput, int]:
     """Torch's operator for weights of the same width: its name, itself, copies of its weights."""
     if storage.format in FLOATS:
         return _float_linear(FLOATS[storage.format], weights)
-    if storage.format == WeightFormat.Q8:
+    if storage.format in (WeightFormat.Q8, WeightFormat.Q8_CHANNEL):
         return _int8_linear(weights)
     return _int4_linear(weights, storage.group_size)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
+
+from instruction_sets import without_amx
 
 OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
@@ -19,8 +20,6 @@ OPTIONS = (
     "-DLLAMA_OPENSSL=OFF",
     "-DLLAMA_USE_PREBUILT_UI=OFF",
 )
-# This release crashes in its AMX kernels (ggml_backend_amx_mul_mat) on the machines that have AMX.
-WITHOUT_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 
 
 def prepare(binary: Path, release: str) -> Path:
@@ -46,8 +45,7 @@ def prepare(binary: Path, release: str) -> Path:
         build = Path(folder) / "build"
         ninja = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}"]
         cmake = str(tools / "cmake")
-        flags = WITHOUT_AMX if platform.machine() == "x86_64" else ""
-        flags_of = [f"-DCMAKE_{language}_FLAGS={flags}" for language in ("C", "CXX")]
+        flags_of = [f"-DCMAKE_{language}_FLAGS={without_amx()}" for language in ("C", "CXX")]
         _run([cmake, "-S", str(source), "-B", str(build), *ninja, *OPTIONS, *flags_of])
         _run([cmake, "--build", str(build), "--target", "llama-server", "--parallel"])
         shutil.copy2(build / "bin" / "llama-server", binary)

@@ -11,7 +11,10 @@ namespace fuserve::FUSERVE_ISA {
 
 // out[i] and out[count + i] of the low and the high nibbles of `count` bytes.
 inline void split_nibbles(const Nibbles* packed, int count, std::int8_t* out) {
-  for (int i = 0; i < count; ++i) {
+  int i = 0;
+  for (; i + 16 <= count; i += 16)
+    split_16_bytes(packed + i, kNibbleZero, out + i, out + count + i);
+  for (; i < count; ++i) {
     const int byte = static_cast<int>(packed[i]);
     out[i] = static_cast<std::int8_t>((byte & 15) - kNibbleZero);
     out[count + i] = static_cast<std::int8_t>((byte >> 4) - kNibbleZero);

@@ -13,13 +13,15 @@ namespace fuserve::FUSERVE_ISA {
 namespace {
 
 // Rows of activations that one unit of work multiplies with its weights: few enough to stay in a
-// core's second-level cache.
-int rows_per_unit(const PackedLinear& w, const Rows& x) {
+// core's second-level cache, whole (int8) or in the features of one panel (fp32).
+int rows_per_unit(const PackedLinear& w, const Rows& x, int rows) {
   constexpr size_t kCacheBytes = 256 * 1024;
-  const size_t row_bytes = w.wants_token_rows()        ? x.tokens.layout.stride()
-                           : w.wants_quantized_input() ? x.layout.stride()
-                                                       : static_cast<size_t>(w.cols) * 4;
-  return std::clamp(static_cast<int>(kCacheBytes / row_bytes) / 24 * 24, 24, 120);
+  constexpr int kStep = 24;  // whole passes in every instruction set
+  const size_t row_bytes = w.wants_token_rows() ? x.tokens.layout.stride() : x.layout.stride();
+  const bool is_int8 = w.wants_token_rows() || w.wants_quantized_input();
+  const int most = is_int8 ? std::min(static_cast<int>(kCacheBytes / row_bytes), 120) : 240;
+  const int units = ceil_div(rows, std::max(most / kStep * kStep, kStep));
+  return round_up(ceil_div(rows, units), kStep);
 }
 
 // Tiles of one unit: enough work to be worth taking, few enough to divide well.
@@ -138,7 +140,7 @@ void FusedDecoder::query_key_value(Lane& lane, int layer, const Rows& input) {
   const int padded = shape.padded_head_dim(), tiles = padded / kTileRows;
   const int tokens = lane.step.num_tokens;
   const int heads = shape.num_heads + 2 * shape.num_kv_heads;
-  const int block = rows_per_unit(weights.q, input);
+  const int block = rows_per_unit(weights.q, input, tokens);
   lane.team.for_each(lane.thread, ceil_div(tokens, block) * heads, [&](int unit) {
     const int first = unit / heads * block, last = std::min(first + block, tokens);
     int head = unit % heads;
@@ -191,7 +193,7 @@ void FusedDecoder::finish_head(Lane& lane, int layer, int head, int token, float
 void FusedDecoder::project(Lane& lane, const PackedLinear& w, const Rows& input, bool to_branch) {
   const int tokens = lane.step.num_tokens, width = model_.hidden_size;
   const int per_unit = tiles_per_unit(w, lane.team.size());
-  const int units = ceil_div(w.tiles(), per_unit), block = rows_per_unit(w, input);
+  const int units = ceil_div(w.tiles(), per_unit), block = rows_per_unit(w, input, tokens);
   lane.team.for_each(lane.thread, ceil_div(tokens, block) * units, [&](int unit) {
     const int first = unit / units * block, last = std::min(first + block, tokens);
     const int tile = unit % units * per_unit, end = std::min(tile + per_unit, w.tiles());
@@ -214,7 +216,8 @@ void FusedDecoder::project(Lane& lane, const PackedLinear& w, const Rows& input,
 
 void FusedDecoder::gate_up(Lane& lane, const LayerWeights& weights, const Rows& input) {
   const int tokens = lane.step.num_tokens, size = model_.ffn_size;
-  const int units = ceil_div(size, kFeedForwardCols), block = rows_per_unit(weights.up, input);
+  const int units = ceil_div(size, kFeedForwardCols),
+            block = rows_per_unit(weights.up, input, tokens);
   const MutableRows out = work_.inner.view(size);
   lane.team.for_each(lane.thread, ceil_div(tokens, block) * units, [&](int unit) {
     const int first = unit / units * block, last = std::min(first + block, tokens);
@@ -288,7 +291,7 @@ void FusedDecoder::logits(Lane& lane) {
       lane, model_.final_norm,
       {work_.hidden, model_.hidden_size, model_.hidden_size, rows, step.logit_rows}, {&head});
   const int per_unit = tiles_per_unit(head, lane.team.size());
-  const int units = ceil_div(head.tiles(), per_unit), block = rows_per_unit(head, input);
+  const int units = ceil_div(head.tiles(), per_unit), block = rows_per_unit(head, input, rows);
   lane.team.for_each(lane.thread, ceil_div(rows, block) * units, [&](int unit) {
     const int first = unit / units * block, last = std::min(first + block, rows);
     const int tile = unit % units * per_unit, end = std::min(tile + per_unit, head.tiles());

@@ -33,21 +33,26 @@ void linear(const PackedLinear& w, const float* x, int rows, float* out, ThreadP
   buffer.reserve(rows, w.cols);
   const MutableRows input = buffer.view(w.cols);
   const RowForms forms{&w};
-  std::vector<Scratch> scratch(static_cast<size_t>(pool.size()));
+  std::vector<Scratch> scratch(static_cast<size_t>(pool.size())), products(scratch.size());
   const int stride = w.tiles() * kTileRows;
   pool.run([&](Team& team, int thread) {
     team.for_each(thread, rows, [&](int row) {
       forms.make(x + static_cast<std::ptrdiff_t>(row) * w.cols, row, input);
     });
     team.sync(thread);
-    constexpr int kRows = 96, kTiles = 4;
+    // As in a decoder, sums are formed in a small buffer: rows of `out` can share a cache set.
+    constexpr int kRows = 120, kTiles = 8, kCols = kTiles * kTileRows;
     const int units = ceil_div(w.tiles(), kTiles);
+    auto& product = products[static_cast<size_t>(thread)];
     team.for_each(thread, ceil_div(rows, kRows) * units, [&](int unit) {
-      const int first = unit / units * kRows, tile = unit % units * kTiles;
-      linear_tiles(w, input.read_only(), first, std::min(first + kRows, rows), tile,
-                   std::min(tile + kTiles, w.tiles()),
-                   out + static_cast<std::ptrdiff_t>(first) * stride + tile * kTileRows, stride,
+      const int first = unit / units * kRows, last = std::min(first + kRows, rows);
+      const int tile = unit % units * kTiles, end = std::min(tile + kTiles, w.tiles());
+      auto* sums = product.get<float>(static_cast<size_t>(kRows * kCols));
+      linear_tiles(w, input.read_only(), first, last, tile, end, sums, kCols,
                    scratch[static_cast<size_t>(thread)]);
+      for (int row = first; row < last; ++row)
+        std::copy_n(sums + (row - first) * kCols, (end - tile) * kTileRows,
+                    out + static_cast<std::ptrdiff_t>(row) * stride + tile * kTileRows);
     });
   });
 }

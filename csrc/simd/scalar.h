@@ -219,6 +219,15 @@ inline void dot_q8(const std::int8_t* w, std::ptrdiff_t tile_stride, const std::
       }
 }
 
+// The low and the high nibbles of 16 bytes, less `zero`.
+inline void split_16_bytes(const void* p, int zero, std::int8_t* low, std::int8_t* high) {
+  for (int i = 0; i < 16; ++i) {
+    const int byte = static_cast<const std::uint8_t*>(p)[i];
+    low[i] = static_cast<std::int8_t>((byte & 15) - zero);
+    high[i] = static_cast<std::int8_t>((byte >> 4) - zero);
+  }
+}
+
 // What add_byte_dot's sums must begin with, for each unit of the sum of the activations, negated.
 inline constexpr int kByteDotOffset = 0;
 

@@ -57,3 +57,40 @@ def test_a_text_that_is_missing_is_named(run: Run, tmp_path: Path) -> None:
     result = run("eval", "perplexity", "--model", "demo", "--text", str(path))
     assert result.exit_code == 2
     assert "missing.txt" in result.stderr
+
+
+def test_schemes_are_compared_with_fp32_in_one_run(
+    run_json: RunJson, prose: str, tmp_path: Path
+) -> None:
+    picture = tmp_path / "accuracy.png"
+    report = run_json(
+        *["eval", "compare", "demo", "--schemes", "float32,w8a8,int4+g32+symmetric"],
+        *["--text", prose, *WINDOWS, "--plot", str(picture)],
+    )
+    base, same, w8a8, int4 = report["rows"]
+    assert [row["scheme"] for row in report["rows"][1:]] == [
+        "float32",
+        "w8a8",
+        "int4+g32+symmetric",
+    ]
+    assert base["mean_kl"] == 0 and base["top1_agreement"] == 1
+    assert abs(same["perplexity_change"]) < 1e-3  # its cache and arithmetic are as they come
+    assert same["mean_kl"] < w8a8["mean_kl"] < int4["mean_kl"]
+    assert base["size_bytes"] > w8a8["size_bytes"] > int4["size_bytes"]
+    assert all(row["prefill_tokens_per_s"] > 0 for row in report["rows"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("schemes", ["int3", "int8+g7", ","])
+def test_an_unknown_scheme_is_refused_with_those_that_are_known(
+    run: Run, prose: str, schemes: str
+) -> None:
+    result = run("eval", "compare", "demo", "--schemes", schemes, "--text", prose)
+    assert result.exit_code == 2
+    assert "--schemes" in result.stderr
+
+
+def test_a_scheme_that_needs_calibration_does_not_run_on_load(run: Run, prose: str) -> None:
+    result = run("eval", "perplexity", "-m", "demo", "--text", prose, "-q", "gptq")
+    assert result.exit_code == 2
+    assert "fuserve quantize MODEL OUT --scheme gptq" in result.stderr

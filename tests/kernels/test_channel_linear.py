@@ -64,7 +64,8 @@ def quantized(x: Floats, given: LinearInput) -> tuple[npt.NDArray[np.int32], Flo
     """What the issue's arithmetic makes of rows: integers, their scales, what stays fp32."""
     outliers = np.zeros_like(x)
     if given.kind == InputKind.OUTLIERS:
-        outliers = np.where(np.abs(x) > np.float32(given.threshold), x, np.float32(0))
+        unit = np.minimum(1, np.sqrt(np.square(x).mean(axis=1, keepdims=True)))
+        outliers = np.where(np.abs(x) > given.threshold * unit, x, np.float32(0))
         x = x - outliers
     if given.kind == InputKind.FIXED:
         scales = np.full((len(x), 1), given.scale, np.float32)
@@ -194,11 +195,20 @@ def test_a_row_that_is_not_finite_stays_so_and_spares_its_neighbours(
     assert np.array_equal(got[others], clean[others])
 
 
+def test_small_rows_have_their_outliers_in_proportion(isa: str) -> None:
+    matrix = Matrix.draw(20, 70)
+    x = draw(10, 3, 70) / 8
+    x[:, 11] = 2.5
+    small = x / 1024
+    assert np.array_equal(matrix.product(small, OUTLIERS) * 1024, matrix.product(x, OUTLIERS))
+    assert not np.array_equal(matrix.product(x, OUTLIERS), matrix.product(x, TOKEN))
+
+
 def test_a_row_of_zeros_gives_zeros(isa: str) -> None:
     matrix = Matrix.draw(20, 70)
     x = np.zeros((3, 70), np.float32)
-    for given in KINDS.values():
-        assert not matrix.product(x, given).any()
+    for kind in KINDS.values():
+        assert not matrix.product(x, kind).any()
 
 
 def test_packing_rounds_to_nearest_and_unpacking_gives_it_back(isa: str) -> None:

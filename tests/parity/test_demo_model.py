@@ -141,6 +141,13 @@ MODES = {
     "int4": replace(OPTIONS, quantization="int4", quantize_embeddings=True),
     "int4 symmetric": replace(OPTIONS, quantization="int4", group_size=32, symmetric=True),
     "float activations": replace(OPTIONS, activations="float"),
+    "w8a8": replace(OPTIONS, quantization="w8a8", quantize_embeddings=True),
+    "llm-int8": replace(OPTIONS, quantization="llm-int8", outlier_threshold=2.0),
+    "some layers": replace(
+        OPTIONS, quantization="w8a8", quantize_layers=("*.v=keep", "*.gate=int4", "*.o=llm-int8")
+    ),
+    "int8 cache": replace(OPTIONS, kv_cache_dtype="int8"),
+    "int4 cache": replace(OPTIONS, kv_cache_dtype="int4"),
 }
 
 

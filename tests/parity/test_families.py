@@ -20,11 +20,6 @@ EXECUTORS = ("reference", "native")
 ModelOf = Callable[[str], RandomModel]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def model_of(tmp_path_factory: pytest.TempPathFactory) -> ModelOf:
     models: dict[str, RandomModel] = {}

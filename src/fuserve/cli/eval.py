@@ -30,7 +30,7 @@ def perplexity(
     from fuserve.engine.perplexity import check_window_sizes, measure_perplexity
 
     check_window_sizes(context, stride)
-    prose = _read_text(text)
+    prose = read_text(text)
     options = flags.executor_options(max_model_len=context, max_num_seqs=4)
     with WorkProgress() as progress:
         loaded = load_model(model, options, progress.update)
@@ -79,7 +79,8 @@ def perplexity(
     )
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text to measure on; an InvalidRequestError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

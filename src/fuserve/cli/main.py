@@ -15,6 +15,7 @@ from fuserve.cli.bench_serve import bench_serve
 from fuserve.cli.chat import chat
 from fuserve.cli.doctor import doctor
 from fuserve.cli.eval import perplexity
+from fuserve.cli.eval_compare import compare
 from fuserve.cli.flags import DEBUG_KEY, expand_flags
 from fuserve.cli.generate import generate
 from fuserve.cli.info import info
@@ -99,6 +100,12 @@ _add(
     "fuserve bench serve --base-url http://127.0.0.1:8000 --num-prompts 100 --request-rate 4",
 )
 _add(evaluate, "perplexity", perplexity, "fuserve eval perplexity --model demo --text book.txt")
+_add(
+    evaluate,
+    "compare",
+    compare,
+    "fuserve eval compare demo --schemes int8,int4+g128,w8a8 --text book.txt --plot accuracy.png",
+)
 
 
 def main() -> None:

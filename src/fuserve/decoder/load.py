@@ -203,6 +203,7 @@ def _cache_file(checkpoint: Checkpoint | None, options: ExecutorOptions) -> Path
         options.group_size,
         options.symmetric,
         options.quantize_embeddings,
+        options.quantize_layers,
     )
     key = hashlib.sha256(f"{checkpoint.content_key()} {choices}".encode()).hexdigest()
     return cache_folder() / f"{key[:32]}.packed"

@@ -14,19 +14,18 @@ from fuserve._native import KVCache, Norm, PackedLinear, ThreadPool
 from fuserve.architectures import (
     DecoderSpec,
     LayerSpec,
-    NormSpec,
     RopeSpec,
     alibi_slopes,
     rope_frequencies,
 )
 from fuserve.decoder.options import ExecutorOptions
-from fuserve.decoder.packed_file import Memory
+from fuserve.decoder.packed_reader import PackedReader
 from fuserve.decoder.packing import Progress, packed_memory
 from fuserve.decoder.step import StepBatch
-from fuserve.decoder.storage_plan import HEAD_WISE, PlannedTensor, place_of, plan_storage
+from fuserve.decoder.storage_plan import PlannedTensor, plan_storage
 from fuserve.decoder.weights import DecoderWeights
 from fuserve.kernels.cache import CacheType
-from fuserve.kernels.linear import InputKind, LinearInput, WeightFormat, packed_linear
+from fuserve.kernels.linear import WeightFormat
 from fuserve.kernels.machine import num_threads, selected_isa
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
@@ -134,7 +133,7 @@ class NativeExecutor:
         pool = ThreadPool(self.num_threads)
         memory, self.from_cache = packed_memory(weights, plan, pool, cache_file, progress)
         self.packed_bytes = memory.nbytes
-        reader = _PackedReader(memory, plan, self.spec)
+        reader = PackedReader(memory, plan, self.spec)
         attention = self.spec.attention
         self._cache = KVCache(
             self.spec.num_layers,
@@ -193,104 +192,12 @@ def cache_type(options: ExecutorOptions, plan: dict[str, PlannedTensor]) -> Cach
     return CacheType.F16 if has_rounded else CacheType.F32
 
 
-def input_kind(tensor: PlannedTensor) -> InputKind:
-    """What the kernels make of the input of a planned linear weight."""
-    if tensor.activations == "token" and tensor.outlier_threshold is not None:
-        return InputKind.OUTLIERS
-    return {
-        "float": InputKind.FLOATS,
-        "block": InputKind.BLOCKS,
-        "token": InputKind.TOKEN,
-        "tensor": InputKind.FIXED,
-    }[tensor.activations]
-
-
 def kv_block_bytes(spec: DecoderSpec, kind: CacheType) -> int:
     """Bytes of one KV-cache block in all layers."""
     return kind.block_bytes(spec.num_layers, spec.attention.num_kv_heads, spec.attention.head_dim)
 
 
-class _PackedReader:
-    """Native handles of the tensors in packed memory."""
-
-    def __init__(
-        self,
-        memory: Memory,
-        plan: dict[str, PlannedTensor],
-        spec: DecoderSpec,
-    ) -> None:
-        self._memory = memory
-        self._plan = plan
-        self._spec = spec
-        self._multipliers: dict[str, npt.NDArray[np.float32]] = {}
-
-    def array(self, name: str) -> npt.NDArray[np.float32]:
-        tensor = self._plan[name]
-        data = self._memory[tensor.offset : tensor.offset + tensor.num_bytes]
-        return data.view(np.float32).reshape(tensor.shape)
-
-    def optional_array(self, name: str) -> npt.NDArray[np.float32] | None:
-        return self.array(name) if name in self._plan else None
-
-    def norm(self, name: str, norm: NormSpec) -> Norm:
-        bias = self.optional_array(name + ".bias")
-        return Norm(norm.kind == "layer", norm.eps, self.array(name), bias)
-
-    def optional_norm(self, name: str, norm: NormSpec | None) -> Norm | None:
-        return self.norm(name, norm) if norm is not None and name in self._plan else None
-
-    def linear(self, name: str, bias_name: str | None = None) -> PackedLinear:
-        tensor = self._plan[name]
-        assert tensor.storage is not None
-        rows, cols = tensor.shape
-        shape = tensor.storage.shape(rows, cols, tensor.row_group)
-        data = self._memory[tensor.offset : tensor.offset + tensor.num_bytes]
-        bias = self.optional_array(bias_name or name + ".bias")
-        shift = self.optional_array(name + ".output_shift")
-        if shift is not None:
-            bias = shift if bias is None else bias + shift
-        if bias is not None:
-            bias = self._padded(bias, name)
-        return packed_linear(shape, data, bias, self._input(tensor))
-
-    def _input(self, tensor: PlannedTensor) -> LinearInput:
-        shift = place_of(tensor.name, "input_shift", self._plan)
-        smoothing = place_of(tensor.name, "input_smoothing", self._plan)
-        multiplier = None
-        if smoothing is not None:
-            # One array for all linears of an input, so that the native core sees that it is one.
-            multiplier = self._multipliers.setdefault(
-                smoothing.name, np.float32(1) / self.array(smoothing.name)
-            )
-        scale = place_of(tensor.name, "input_scale", self._plan)
-        return LinearInput(
-            input_kind(tensor),
-            scale=float(self.array(scale.name)[0]) if scale is not None else 0.0,
-            threshold=tensor.outlier_threshold or 0.0,
-            shift=self.array(shift.name) if shift is not None else None,
-            multiplier=multiplier,
-        )
-
-    def optional_linear(self, name: str) -> PackedLinear | None:
-        return self.linear(name) if name in self._plan else None
-
-    def _padded(self, bias: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.float32]:
-        """The bias with zeros where the weight's tiles have padding rows."""
-        groups = bias.size
-        if name.endswith(HEAD_WISE):
-            groups = self._spec.attention.head_dim
-        split = bias.reshape(-1, groups)
-        padded = np.zeros((split.shape[0], -(-groups // 16) * 16), np.float32)
-        padded[:, :groups] = split
-        return padded.reshape(-1)
-
-    def bytes_read_per_token(self) -> int:
-        """Bytes of weights that decoding one token reads: all but an untied embedding."""
-        total = sum(t.num_bytes for t in self._plan.values() if t.storage is not None)
-        return total if self._spec.tied_head else total - self._plan["embedding"].num_bytes
-
-
-def _native_model(reader: _PackedReader, spec: DecoderSpec, max_model_len: int) -> NativeModel:
+def _native_model(reader: PackedReader, spec: DecoderSpec, max_model_len: int) -> NativeModel:
     ropes: list[RopeSpec] = []
     for layer in spec.layers:
         if layer.rope is not None and layer.rope not in ropes:
@@ -341,7 +248,7 @@ def _native_rope(rope: RopeSpec, max_model_len: int) -> NativeRope:
 
 
 def _native_layer(
-    reader: _PackedReader, spec: DecoderSpec, index: int, ropes: list[RopeSpec]
+    reader: PackedReader, spec: DecoderSpec, index: int, ropes: list[RopeSpec]
 ) -> NativeLayer:
     layer: LayerSpec = spec.layers[index]
     prefix = f"layers.{index}."

@@ -30,6 +30,8 @@ try:
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "The reference executor") from error
 
+from fuserve.decoder.reference_inputs import ReferenceInput
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": functional.silu,
     "gelu": functional.gelu,
@@ -65,7 +67,7 @@ class ReferenceExecutor:
         self._max_model_len = max_model_len or spec.max_position
         self._device = torch.device(device)
         self._dtype = dtype
-        self._weights = _load(weights, self._device, dtype)
+        self._weights, self._inputs = _load(weights, self._device, dtype)
         self._slopes = self._to_device(alibi_slopes(spec.attention.num_heads)).to(dtype)
         cache_shape = (
             spec.num_layers,
@@ -200,7 +202,13 @@ class ReferenceExecutor:
         return torch.einsum("hqk,khd->qhd", weights, values)
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
-        return functional.linear(x, self._weights[name], self._weights.get(name + ".bias"))
+        given = self._inputs.get(name)
+        if given is None:
+            return functional.linear(x, self._weights[name], self._weights.get(name + ".bias"))
+        y = functional.linear(
+            given.prepare(x), self._weights[name], self._weights.get(name + ".bias")
+        )
+        return given.add_shift(y)
 
     def _norm(self, name: str, norm: NormSpec, x: Tensor) -> Tensor:
         """Normalize the last dimension, in float32 whatever the dtype."""
@@ -220,13 +228,19 @@ class ReferenceExecutor:
         return tensor.to(self._device)
 
 
-def _load(weights: DecoderWeights, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    loaded = {}
+def _load(
+    weights: DecoderWeights, device: torch.device, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, ReferenceInput]]:
+    """All tensors, and what quantized linears do beside their product."""
+    loaded, inputs = {}, {}
     for name in tensor_shapes(weights.spec):
-        values = np.array(to_float32(weights.tensor(name)))  # a copy that torch may own
+        tensor = weights.tensor(name)
+        values = np.array(to_float32(tensor))  # a copy that torch may own
         loaded[name] = torch.from_numpy(values).to(device=device, dtype=dtype)
+        if tensor.quantized is not None:
+            inputs[name] = ReferenceInput(tensor.quantized)
         weights.release(name)
-    return loaded
+    return loaded, inputs
 
 
 def _softcap(x: Tensor, cap: float | None) -> Tensor:

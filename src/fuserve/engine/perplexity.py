@@ -111,7 +111,7 @@ def measure_perplexity(
     started = time.perf_counter()
     total_nll = 0.0
     computed = scored = 0
-    for chunks, targets, windows_done in _steps(text, windows, slots, max_num_batched_tokens):
+    for chunks, targets, windows_done in scored_steps(text, windows, slots, max_num_batched_tokens):
         logits = executor.step(slots.step_batch(chunks))  # [rows, vocab]
         total_nll += negative_log_likelihood(logits, targets)
         computed += sum(len(chunk.tokens) for chunk in chunks)
@@ -148,10 +148,14 @@ def negative_log_likelihood(
     return total
 
 
-def _steps(
+def scored_steps(
     text: npt.NDArray[np.int32], windows: Sequence[Window], slots: FixedSlots, budget: int
 ) -> Iterator[tuple[list[Chunk], npt.NDArray[np.int32], int]]:
-    """Fill steps with chunks of windows, in order; a window keeps its slot until it is done."""
+    """Fill steps with chunks of windows, in order; a window keeps its slot until it is done.
+
+    Yields the chunks of a step, the tokens that its rows of logits should predict, and how many
+    windows are done.
+    """
     chunks: list[Chunk] = []
     targets: list[npt.NDArray[np.int32]] = []
     room = budget

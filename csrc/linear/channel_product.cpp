@@ -1,8 +1,8 @@
-#include "linear/channel_linear.h"
+#include "linear/channel_product.h"
 
 #include <algorithm>
 
-#include "linear/with_count.h"
+#include "linear/tiles.h"
 
 namespace fuserve::FUSERVE_ISA {
 namespace {
@@ -57,11 +57,15 @@ template <int R>
 void byte_tiles(const PackedLinear& w, const TokenRows& x, int first_row, int last_row, int tile,
                 float* out, std::ptrdiff_t out_stride) {
   Pass pass{0, ceil_div(last_row - first_row, kByteDotTokens)};
-  for (int row = first_row; row < last_row; row += kByteDotTokens, ++pass.number)
-    with_count<kByteDotTokens>(last_row - row, [&]<int T>() {
+  // Rows are spread evenly over the passes: sixteen are eight and eight, not twelve and four.
+  for (int row = first_row; row < last_row; ++pass.number) {
+    const int rows = ceil_div(last_row - row, pass.count - pass.number);
+    with_count<kByteDotTokens>(rows, [&]<int T>() {
       byte_kernel<T, R>(w, w.tile(tile), x, row, pass, out + (row - first_row) * out_stride,
                         out_stride);
     });
+    row += rows;
+  }
 }
 
 // The weights that rows' outliers meet: the columns that any of the rows has an outlier in, as
@@ -144,29 +148,17 @@ void add_outliers(const PackedLinear& w, const TokenRows& x, int first_row, int 
 
 }  // namespace
 
-void channel_tiles(const PackedLinear& w, const Rows& x, int first_row, int last_row,
-                   int first_tile, int last_tile, float* out, std::ptrdiff_t out_stride,
-                   Scratch& scratch) {
+void channel_product(const PackedLinear& w, const TokenRows& x, int first_row, int last_row,
+                     int first_tile, int last_tile, float* out, std::ptrdiff_t out_stride,
+                     Scratch& scratch) {
   // A few rows go at the pace of memory, and one stream of weights is read faster than two.
-  const int together = last_row - first_row > kByteDotTokens / 2 ? kTilesAtOnce : 1;
-  for (int tile = first_tile; tile < last_tile; tile += together) {
+  const bool paired = last_row - first_row > kByteDotTokens / 2;
+  for_each_tiles(first_tile, last_tile, paired, [&]<int R>(int tile) {
     float* c = out + static_cast<std::ptrdiff_t>(tile - first_tile) * kTileRows;
-    if (together == 1 || tile + together > last_tile) {
-      for (int i = tile; i < std::min(tile + together, last_tile); ++i)
-        byte_tiles<1>(w, x.tokens, first_row, last_row, i, c + (i - tile) * kTileRows, out_stride);
-    } else {
-      byte_tiles<kTilesAtOnce>(w, x.tokens, first_row, last_row, tile, c, out_stride);
-    }
-  }
+    byte_tiles<R>(w, x, first_row, last_row, tile, c, out_stride);
+  });
   if (w.input.kind == InputKind::outliers)
-    add_outliers(w, x.tokens, first_row, last_row, first_tile, last_tile, out, out_stride, scratch);
-  if (w.bias == nullptr) return;
-  for (int row = 0; row < last_row - first_row; ++row)
-    for (int tile = first_tile; tile < last_tile; ++tile) {
-      float* y =
-          out + row * out_stride + static_cast<std::ptrdiff_t>(tile - first_tile) * kTileRows;
-      store16(y, add(load16(y), load16(w.bias + static_cast<std::ptrdiff_t>(tile) * kTileRows)));
-    }
+    add_outliers(w, x, first_row, last_row, first_tile, last_tile, out, out_stride, scratch);
 }
 
 }  // namespace fuserve::FUSERVE_ISA
