@@ -82,10 +82,14 @@ def test_llm_int8_recovers_what_outliers_cost_naive_w8a8(error_of: ErrorOf) -> N
     assert recovered < naive / 3
 
 
-@pytest.mark.parametrize("scheme", ["smoothquant", "smoothquant-static"])
-def test_smoothquant_recovers_as_well(error_of: ErrorOf, quantize: Quantize, scheme: str) -> None:
-    naive = {"smoothquant": quantize("w8a8"), "smoothquant-static": quantize("w8a8-static")}
-    assert error_of(quantize(scheme)) < error_of(naive[scheme]) / 3
+@pytest.mark.parametrize(
+    ("scheme", "naive", "gain"),
+    [("smoothquant", "w8a8", 3.0), ("smoothquant-static", "w8a8-static", 1.5)],
+)
+def test_smoothquant_recovers_as_well(
+    error_of: ErrorOf, quantize: Quantize, scheme: str, naive: str, gain: float
+) -> None:
+    assert error_of(quantize(scheme)) < error_of(quantize(naive)) / gain
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w8a8-static", "llm-int8", "smoothquant-static"])
