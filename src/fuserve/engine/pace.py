@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fuserve.engine.step_cost import StepCost, StepLoad
 
-MIXED_STEP_RATIO = 2.2
+MIXED_STEP_RATIO = 2.0
 """A step with prompts may take this many times one without, unless a limit in ms is given.
 
-Streams then see no gap of three times their usual one, noise of the machine included.
+Streams then see no gap of three times their usual one: half of it is left to what the model of a
+step's cost does not know, such as memory that the system commits on the way.
 """
 
 _MIN_PREFILL_SHARE = 0.1  # of the decoding time: an impossible limit must not stop prompts
@@ -67,7 +68,7 @@ class PrefillRoom:
     def fits(self, start: int, num_tokens: int) -> int:
         """How many of a prompt's next tokens, from position ``start`` on, there is room for."""
         if self._seconds is not None:
-            num_tokens = min(num_tokens, self._cost.prefill_tokens(self._seconds, start))
+            num_tokens = min(num_tokens, self._cost.chunk_tokens(self._seconds, start))
         if self._tokens is not None:
             num_tokens = min(num_tokens, self._tokens)
         return max(num_tokens, self._at_least)
@@ -76,6 +77,6 @@ class PrefillRoom:
         """Use room for a chunk."""
         self._at_least = 0
         if self._seconds is not None:
-            self._seconds -= self._cost.prefill_seconds(start, num_tokens)
+            self._seconds -= self._cost.chunk_seconds(start, num_tokens)
         if self._tokens is not None:
             self._tokens -= num_tokens
