@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx2
 import openai
+import psutil
 import pytest
 from openai import OpenAI
 
@@ -88,3 +90,24 @@ def test_an_idle_server_exits_at_once_and_its_log_is_json() -> None:
         lines = process.stderr.read().splitlines()
         entries = [json.loads(line) for line in lines if line.startswith('{"time')]
         assert {entry["event"] for entry in entries} == {"request", "draining"}
+
+
+def test_a_server_under_load_has_the_threads_of_an_idle_one() -> None:
+    with served() as (process, url):
+        threads = psutil.Process(process.pid).num_threads()
+        httpx2.get(f"{url}/app.js")
+        long_text = "word " * 3000  # tokenized beside the event loop
+
+        async def ask() -> list[httpx2.Response]:
+            async with httpx2.AsyncClient(base_url=url, timeout=WAIT_S) as http:
+                guided = [
+                    {"prompt": "hi", "max_tokens": 4, "guided_regex": f"[a-z]{{{n}}}"}
+                    for n in range(1, 9)
+                ]
+                return await asyncio.gather(
+                    *(http.post("/v1/completions", json=body) for body in guided),
+                    *(http.post("/tokenize", json={"prompt": long_text}) for _ in range(8)),
+                )
+
+        assert {response.status_code for response in asyncio.run(ask())} == {200}
+        assert psutil.Process(process.pid).num_threads() == threads

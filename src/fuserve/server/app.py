@@ -28,6 +28,7 @@ from fuserve.server.operations import operation_router
 from fuserve.server.page import page_router
 from fuserve.server.tokens import token_router
 from fuserve.server.tracing import Tracer
+from fuserve.server.workers import Workers
 
 
 def create_app(
@@ -51,12 +52,14 @@ def create_app(
     """
     metrics = metrics or ServerMetrics(model.name)
     metrics.watch(engine.stats)
-    context = ServerContext(engine, tokenizer, model, config, metrics)
+    workers = Workers()
+    context = ServerContext(engine, tokenizer, model, config, metrics, workers)
     tracer = None if config.otlp_endpoint is None else Tracer(config.otlp_endpoint)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        workers.close()
         if tracer is not None:
             tracer.close()
 

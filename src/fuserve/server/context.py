@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 
 from fuserve.checkpoints import Tokenizer
@@ -10,6 +9,7 @@ from fuserve.engine.async_engine import AsyncEngine
 from fuserve.server.config import ServedModel, ServerConfig
 from fuserve.server.errors import ApiError
 from fuserve.server.metrics import ServerMetrics
+from fuserve.server.workers import Workers
 
 _LONG_TEXT_CHARS = 8192
 
@@ -19,6 +19,7 @@ class ServerContext:
     """The engine, the model, and whether the server is leaving.
 
     Attributes:
+        workers: for what would hold up the event loop.
         draining: no new requests are taken; ``/ready`` says so.
     """
 
@@ -27,6 +28,7 @@ class ServerContext:
     model: ServedModel
     config: ServerConfig
     metrics: ServerMetrics
+    workers: Workers
     draining: bool = False
 
     def check_model(self, name: str | None) -> None:
@@ -52,6 +54,6 @@ class ServerContext:
         """
         if len(text) < _LONG_TEXT_CHARS:
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(
+        return await self.workers.run(
             self.tokenizer.encode, text, add_special_tokens=add_special_tokens
         )

@@ -92,7 +92,7 @@ async def _submit(
         )
     try:
         if job.params.guided is not None:  # compiling a grammar takes time; it is kept
-            await asyncio.to_thread(context.engine.check_request, job.token_ids, job.params)
+            await context.workers.run(context.engine.check_request, job.token_ids, job.params)
         return context.engine.submit(
             job.token_ids,
             job.params,
