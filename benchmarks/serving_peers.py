@@ -54,8 +54,8 @@ class Contestant:
 
 CONTESTANTS = (
     Contestant("fuserve", "fuserve", "continuous"),
-    Contestant("fuserve, static batches", "fuserve", "static"),
-    Contestant("fuserve, static padded batches", "fuserve", "padded"),
+    Contestant("fuserve, static batches", "fuserve", "padded"),
+    Contestant("fuserve, static batches that let sequences leave", "fuserve", "static"),
     Contestant("llama.cpp's server", "llama.cpp", "continuous"),
 )
 

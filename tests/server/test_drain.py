@@ -5,11 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -18,26 +13,7 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from tests.server.serving import WAIT_S
-
-SERVE = [
-    *(str(Path(sys.executable).with_name("fuserve")), "serve", "--model", "demo", "--port", "0"),
-    *("--max-model-len", "2048", "--max-num-seqs", "2"),
-]
-
-
-@contextmanager
-def served(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process and its URL, which it prints when it is ready."""
-    with subprocess.Popen([*SERVE, *flags], stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            for line in process.stderr:
-                if " is served at " in line:
-                    yield process, line.split(" is served at ")[1].split("/v1")[0]
-                    break
-        finally:
-            process.kill()
+from tests.server.serving import WAIT_S, served
 
 
 def open_stream(url: str, **options: Any) -> Any:

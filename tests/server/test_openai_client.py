@@ -346,18 +346,19 @@ def test_embeddings_are_vectors_of_length_one(client: OpenAI, pooling: str) -> N
     assert packed.usage.prompt_tokens == packed.usage.total_tokens > 0
 
 
-def test_an_answer_is_json_where_json_is_asked_for(client: OpenAI) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_an_answer_is_json_where_json_is_asked_for(client: OpenAI, seed: int) -> None:
     answer = client.chat.completions.create(
         messages=[{"role": "user", "content": "Describe Paris as JSON."}],
         response_format={"type": "json_object"},
-        extra_body={"stop": ["\n\n"]},
-        seed=1,
+        seed=seed,
         model="demo",
         temperature=0.5,
-        max_tokens=300,
+        max_tokens=700,
+        logit_bias={"109": 100, "23597": 100, "18": 20},  # "}" and its like: small models go on
     )
-    if answer.choices[0].finish_reason == "stop":
-        assert isinstance(json.loads(answer.choices[0].message.content or ""), dict)
+    assert answer.choices[0].finish_reason == "stop"
+    assert isinstance(json.loads(answer.choices[0].message.content or ""), dict)
 
 
 def test_an_answer_follows_a_schema(client: OpenAI) -> None:

@@ -78,6 +78,11 @@ class AsyncEngine:
         """Requests that may wait to begin."""
         return self._limits.max_requests
 
+    @property
+    def hidden_size(self) -> int:
+        """Length of an embedding."""
+        return self._engine.hidden_size
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()

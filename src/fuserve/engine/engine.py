@@ -100,6 +100,11 @@ class Engine:
         self.last_step: LastStep | None = None
 
     @property
+    def hidden_size(self) -> int:
+        """Length of an embedding."""
+        return self._executor.spec.hidden_size
+
+    @property
     def has_unfinished(self) -> bool:
         """Whether any request has not ended."""
         return len(self._open) > 0

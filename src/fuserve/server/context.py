@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fuserve.checkpoints import Tokenizer
@@ -47,13 +48,24 @@ class ServerContext:
             )
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids; a long text is encoded beside the event loop.
+        """Token ids; raises as ``encode_all``."""
+        (ids,) = await self.encode_all([text], add_special_tokens=add_special_tokens)
+        return ids
+
+    async def encode_all(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        """Token ids of each text; much text is encoded beside the event loop.
 
         Raises:
-            InvalidRequestError: it is not Unicode text.
+            InvalidRequestError: one is not Unicode text.
         """
-        if len(text) < _LONG_TEXT_CHARS:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await self.workers.run(
-            self.tokenizer.encode, text, add_special_tokens=add_special_tokens
-        )
+
+        def encode() -> list[list[int]]:
+            return [
+                self.tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts
+            ]
+
+        if sum(map(len, texts)) < _LONG_TEXT_CHARS:
+            return encode()
+        return await self.workers.run(encode)
