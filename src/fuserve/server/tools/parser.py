@@ -46,11 +46,16 @@ class ToolParser:
     """Finds calls of one format among other text.
 
     What turns out to be no call, such as an object without a name, is content.
+
+    Args:
+        form: how the model writes calls.
+        max_calls: what follows that many is dropped; None takes all.
     """
 
-    def __init__(self, form: ToolFormat) -> None:
+    def __init__(self, form: ToolFormat, max_calls: int | None = None) -> None:
         self.num_calls = 0
         self._format = form
+        self._max_calls = max_calls
         self._state: Literal["start", "text", "between", "call", "end"] = (
             "start" if form.bare else "text"
         )
@@ -78,6 +83,9 @@ class ToolParser:
 
     def _go_on(self, parsed: Parsed) -> bool:
         """Read what the state allows; False when more text is needed."""
+        if self.num_calls == self._max_calls and self._state != "call":
+            self._held = ""
+            return False
         if self._state == "start":
             return self._start()
         if self._state == "text":
