@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fuserve.server.tools.formats import (
@@ -149,6 +149,7 @@ def test_the_template_tells_the_format(template: str, form: ToolFormat) -> None:
 
 
 @given(places=st.lists(st.integers(0, 400), max_size=8))
+@example(places=[5])  # between the last word and the space before the call
 def test_where_one_call_is_wanted_the_others_are_dropped(places: list[int]) -> None:
     text = f"First {hermes(CALL)}\n{hermes(OTHER)} and more"
     heard = hear(ToolParser(HERMES, max_calls=1), cut(text, places))

@@ -60,6 +60,7 @@ class ToolParser:
             "start" if form.bare else "text"
         )
         self._held = ""  # may be the beginning of a marker
+        self._silent = True  # nothing but space since the start or the last call
         self._scanner = CallScanner()
         self._announced = False
 
@@ -107,12 +108,14 @@ class ToolParser:
         before, found, behind = self._held.partition(marker) if marker else (self._held, "", "")
         if found:
             self._state, self._held = "between", behind
-            parsed.content += before.rstrip() if self.num_calls or not before.strip() else before
+            parsed.content += "" if self._silent and not before.strip() else before
+            self._silent = True
             return True
         num_held = _partial(self._held, marker)
         content = self._held[: len(self._held) - num_held]
-        if self.num_calls and not content.strip():
-            return False  # space between calls
+        if self._silent and not content.strip():
+            return False  # space that a call may follow
+        self._silent = False
         parsed.content += content
         self._held = self._held[len(content) :]
         return False
