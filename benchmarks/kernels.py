@@ -23,6 +23,7 @@ from kernel_cases.contexts import measure_contexts
 from kernel_cases.linears import measure_linears
 from kernel_cases.measure import Ceilings, Claim, Effort, Row
 from kernel_cases.norms import measure_norms
+from kernel_cases.overheads import measure_overheads
 
 from fuserve.kernels.machine import machine_report, num_threads
 
@@ -32,6 +33,7 @@ SECTIONS = {  # those of one thread set torch to one thread
     "attention": (measure_attention, True),
     "norm": (measure_norms, True),
     "context": (measure_contexts, False),
+    "overhead": (measure_overheads, False),
 }
 
 

@@ -216,7 +216,9 @@ def measure(contestants: list[Contestant], given: argparse.Namespace) -> list[di
     for turn in range(given.repeat):
         for contestant in contestants:
             print(f"round {turn + 1}: {contestant.label}", file=sys.stderr, flush=True)
-            runs[contestant.label].append(run_worker(contestant, given))
+            result = run_worker(contestant, given)
+            print(f"  {speeds_of(result)}", file=sys.stderr, flush=True)
+            runs[contestant.label].append(result)
     return [{"label": label, **summary(results)} for label, results in runs.items()]
 
 
@@ -240,6 +242,14 @@ def run_worker(contestant: Contestant, given: argparse.Namespace) -> dict[str, A
         raise SystemExit(f"{contestant.label} failed with exit code {done.returncode}")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
+
+
+def speeds_of(result: dict[str, Any]) -> str:
+    """A run's tokens/s in one line."""
+    decode = ", ".join(
+        f"{batch}: {rate:.1f}" for batch, rate in result["decode_tokens_per_s"].items()
+    )
+    return f"prefill {result['prefill_tokens_per_s']:.0f}, decode {decode} tokens/s"
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, Any]:

@@ -39,8 +39,6 @@ DOCS = HERE.parent / "docs" / "performance.md"
 TOKENS_PER_SLOT = 1024  # the longest prompt and answer together are 768
 LOAD = Workload(32, TokenRange(16, 512), TokenRange(16, 256))
 MODELS = {"smollm2-135m": "SmolLM2-135M Q4_1", "llama-1b": "Llama shape, 1.07 B, Q4_0"}
-# A long prompt may lengthen a gap between two tokens to this many times the usual one.
-ITL_FACTOR = 2.5
 
 
 @dataclass(frozen=True)
@@ -54,8 +52,8 @@ class Contestant:
 
 CONTESTANTS = (
     Contestant("fuserve", "fuserve", "continuous"),
-    Contestant("fuserve, static batches", "fuserve", "static"),
-    Contestant("fuserve, static padded batches", "fuserve", "padded"),
+    Contestant("fuserve, static batches", "fuserve", "padded"),
+    Contestant("fuserve, static batches that let sequences leave", "fuserve", "static"),
     Contestant("llama.cpp's server", "llama.cpp", "continuous"),
 )
 
@@ -171,19 +169,10 @@ def summary(results: list[Throughput]) -> dict[str, Any]:
 
 
 def long_prompt(model: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """First without a limit, to learn the pace; then with the limit that follows from it."""
-    flags = ["--max-model-len", "4352"]
+    """At the pace that the server chooses by itself."""
     say("a long prompt beside running streams")
-    with fuserve(model, given, *flags) as server:
-        unlimited = measure_long_prompt(server)
-    max_itl_ms = ITL_FACTOR * unlimited.alone_ms
-    with fuserve(model, given, *flags, "--max-itl-ms", f"{max_itl_ms:.1f}") as server:
-        limited = measure_long_prompt(server)
-    return {
-        "max_itl_ms": max_itl_ms,
-        "unlimited": asdict(unlimited) | {"ratio": unlimited.ratio},
-        "limited": asdict(limited) | {"ratio": limited.ratio},
-    }
+    with fuserve(model, given, "--max-model-len", "4608") as server:
+        return asdict(measure_long_prompt(server))
 
 
 def shared_prefix(model: Path, given: argparse.Namespace) -> dict[str, Any]:

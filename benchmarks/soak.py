@@ -1,9 +1,10 @@
 """Does a server stay as it was after many minutes of every kind of use?
 
 Users stream answers, share prefixes, leave in the middle, ask for JSON, embeddings and impossible
-things, and now and then come in a crowd. Resident memory, threads and descriptors are sampled; the
-slope of memory is fitted after a warm-up. Prints a line for each thing that must not change, writes
-JSON, and exits with 1 if one did.
+things, and now and then come in a crowd. First the KV cache, which grows when it is first used, is
+filled; then resident memory, threads and descriptors are sampled, and the slope of memory is fitted
+after a warm-up. Prints a line for each thing that must not change, writes JSON, and exits with 1 if
+one did.
 
     python benchmarks/soak.py
     python benchmarks/soak.py --minutes 1
@@ -15,13 +16,13 @@ import argparse
 import asyncio
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import psutil
 from serving_cases.servers import RunningServer, fuserve_server
-from serving_cases.users import Crowd, run_users
+from serving_cases.users import Crowd, fill_cache, run_users
 from serving_cases.watch import Sample, Verdict, judge, take_sample, watch
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -42,7 +43,8 @@ def main() -> int:
             print(server.log_tail(), file=sys.stderr)
     report = to_report(given, samples, crowd, verdicts)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "soak.json").write_text(json.dumps(report, indent=2) + "\n")
+    lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in report.items()]
+    (RESULTS / "soak.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")
     print(f"{sum(crowd.outcomes.values())} visits in {given.minutes:g} minutes", flush=True)
     print("\n".join(str(verdict) for verdict in verdicts))
     return 0 if all(verdict.kept for verdict in verdicts) else 1
@@ -63,6 +65,7 @@ async def soak(
     server: RunningServer, seconds: float, seed: int
 ) -> tuple[list[Sample], Sample, Crowd]:
     """Samples under load, one after it, and what came of the visits."""
+    await fill_cache(server)
     process = psutil.Process(server.process.pid)
     samples: list[Sample] = []
     watching = asyncio.create_task(watch(process, samples, seconds / SAMPLES))
@@ -108,7 +111,10 @@ def to_report(
         "minutes": given.minutes,
         "verdicts": [asdict(verdict) for verdict in verdicts],
         "visits": {f"{kind}: {how}": count for (kind, how), count in crowd.outcomes.items()},
-        "samples": [asdict(sample) for sample in samples],
+        **{
+            f"samples.{field.name}": [getattr(sample, field.name) for sample in samples]
+            for field in fields(Sample)
+        },
     }
 
 

@@ -26,6 +26,10 @@ GREEDY = {"temperature": 0.0, "ignore_eos": True}
 WARM_UP_TOKENS = 8
 
 Batching = Literal["continuous", "static", "padded"]
+"""Static batching usually means "padded": groups in the order of arrival, each of which runs until
+its longest output has ended, all rows computed to that end, prompts padded to the longest of the
+group. "static" is a stricter peer: sequences leave their group when they have ended, and nothing is
+padded, but nobody enters before all have left."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from .batches import GREEDY
 from .servers import RunningServer
 
 NUM_STREAMS = 8
-STREAM_TOKENS = 256
+STREAM_TOKENS = 2048  # more than come while the prompt is read; who streams then leaves
+STEADY_FROM_TOKEN, MEASURED_TOKENS = 32, 64
 LONG_PROMPT_TOKENS = 4096
 SHARED_TOKENS, OWN_TOKENS = 1024, 16
 MODEL_KINDS = ("prefill", "decode", "mixed")
@@ -32,67 +33,84 @@ MODEL_KINDS = ("prefill", "decode", "mixed")
 
 @dataclass(frozen=True)
 class LongPrompt:
-    """Gaps between tokens of running streams, in ms; ``worst`` while a long prompt was computed.
+    """Gaps between tokens of running streams while a long prompt is computed, in ms.
 
     Args:
-        alone: the median with no prompt beside them.
+        before: the median before the prompt came.
         beside: the median while it was computed.
+        after: the median once it was done; more than before, as the streams' contexts have grown.
+        worst: while it was computed.
+        ratio: the largest gap by the streams' own pace at that time, between before and after.
     """
 
-    alone_ms: float
+    before_ms: float
     beside_ms: float
+    after_ms: float
     worst_ms: float
+    ratio: float
     prefill_s: float
-
-    @property
-    def ratio(self) -> float:
-        """The worst gap by the streams' own pace before the prompt came: the stricter median."""
-        return self.worst_ms / self.alone_ms
 
 
 def measure_long_prompt(server: RunningServer, num_streams: int = NUM_STREAMS) -> LongPrompt:
-    """Start streams, then send a prompt of 4096 tokens while they run."""
+    """Start streams, send a prompt of 4096 tokens while they run, and let them run on after it."""
+    answers, prompt = asyncio.run(_long_prompt_beside_streams(server, num_streams))
+    _check([prompt])
+    begin_s, end_s = prompt.due_s, prompt.chunk_s[0]
+    gaps = [
+        gap for answer in answers.values() for gap in pairwise(answer.chunk_s[STEADY_FROM_TOKEN:])
+    ]
+    before_s = median(late - early for early, late in gaps if late < begin_s)
+    after_s = median(late - early for early, late in gaps if early > end_s)
+    beside = [(early, late - early) for early, late in gaps if early < end_s and late > begin_s]
 
-    async def run() -> tuple[list[Answer], Answer]:
-        async with _completer(server) as completer:
-            vocabulary = await completer.vocabulary()
-            streams = plan(_even(num_streams, 32, STREAM_TOKENS), vocabulary)
-            (long_one,) = plan(_even(1, LONG_PROMPT_TOKENS, 1), vocabulary)
-            under_way: set[int] = set()
-            all_under_way = asyncio.Event()
+    def pace_s(at_s: float) -> float:
+        return before_s + (after_s - before_s) * (at_s - begin_s) / (end_s - begin_s)
 
-            def watch(answer: Answer) -> None:
-                if len(answer.chunk_s) == STREAM_TOKENS // 4:
-                    under_way.add(id(answer))
-                    if len(under_way) == num_streams:
-                        all_under_way.set()
-
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(completer.complete(request, clock_s(), watch))
-                    for request in streams
-                ]
-                await all_under_way.wait()
-                long_answer = await completer.complete(long_one, clock_s())
-            return [task.result() for task in tasks], long_answer
-
-    answers, prompt = asyncio.run(run())
-    _check([*answers, prompt])
-    alone: list[float] = []
-    beside: list[float] = []
-    for answer in answers:
-        steady = answer.chunk_s[STREAM_TOKENS // 8 :]  # all streams run by then
-        for begin_s, end_s in pairwise(steady):
-            if end_s < prompt.due_s:
-                alone.append(end_s - begin_s)
-            elif begin_s < prompt.chunk_s[0]:
-                beside.append(end_s - begin_s)
     return LongPrompt(
-        alone_ms=median(alone) * 1e3,
-        beside_ms=median(beside) * 1e3,
-        worst_ms=max(beside) * 1e3,
-        prefill_s=prompt.chunk_s[0] - prompt.due_s,
+        before_ms=before_s * 1e3,
+        beside_ms=median(gap_s for _, gap_s in beside) * 1e3,
+        after_ms=after_s * 1e3,
+        worst_ms=max(gap_s for _, gap_s in beside) * 1e3,
+        ratio=max(gap_s / pace_s(max(early_s, begin_s)) for early_s, gap_s in beside),
+        prefill_s=end_s - begin_s,
     )
+
+
+async def _long_prompt_beside_streams(
+    server: RunningServer, num_streams: int
+) -> tuple[dict[int, Answer], Answer]:
+    """The streams' answers, cut off at the end, and the long prompt's."""
+    answers: dict[int, Answer] = {}
+    async with _completer(server) as completer:
+        vocabulary = await completer.vocabulary()
+        streams = plan(_even(num_streams, 32, STREAM_TOKENS), vocabulary)
+        (long_one,) = plan(_even(1, LONG_PROMPT_TOKENS, 1), vocabulary)
+        news = asyncio.Event()
+
+        def watch(answer: Answer) -> None:
+            answers[id(answer)] = answer
+            news.set()
+
+        async def all_have(num_tokens: int) -> None:
+            while min((len(a.chunk_s) for a in answers.values()), default=0) < num_tokens or (
+                len(answers) < num_streams
+            ):
+                news.clear()
+                await news.wait()
+
+        tasks = [
+            asyncio.create_task(completer.complete(request, clock_s(), watch))
+            for request in streams
+        ]
+        await all_have(STEADY_FROM_TOKEN + MEASURED_TOKENS)
+        prompt = await completer.complete(long_one, clock_s())
+        longest = max(len(answer.chunk_s) for answer in answers.values())
+        await all_have(longest + MEASURED_TOKENS)
+        for task in tasks:
+            if not task.cancel():
+                raise SystemExit("a stream ended while it was measured")
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return answers, prompt
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 MIN_TIMES_STATIC, MIN_TIMES_PEER = 2.5, 3.0
 MAX_GAP_RATIO, MIN_PREFIX_RATIO, MAX_OVERHEAD = 3.0, 5.0, 0.10
+STRICT = "fuserve, static batches that let sequences leave"
 NAMES = {"static": "fuserve, static batches", "peer": "llama.cpp's server"}
 
 
@@ -49,12 +50,15 @@ def _claims(model: dict[str, Any]) -> list[list[str]]:
     title = model["title"]
     claims = _speed_claims(title, model.get("throughput", []))
     if "long-prompt" in model:
-        found = model["long-prompt"]["limited"]
+        found = model["long-prompt"]
         claims.append(
             [
-                "worst gap of streams beside a 4k-token prompt, by their median alone",
+                "worst gap of streams beside a 4k-token prompt, by their own median",
                 title,
-                f"{found['ratio']:.2f} ({found['worst_ms']:.0f} of {found['alone_ms']:.0f} ms)",
+                f"{found['worst_ms'] / found['beside_ms']:.2f} while it is read, "
+                f"{found['ratio']:.2f} by their pace without it ({found['worst_ms']:.0f} ms; "
+                f"medians {found['before_ms']:.0f} before, {found['beside_ms']:.0f} beside, "
+                f"{found['after_ms']:.0f} after); read in {found['prefill_s']:.1f} s",
                 f"< {MAX_GAP_RATIO:g}",
                 _verdict(found["ratio"] < MAX_GAP_RATIO),
             ]
@@ -98,6 +102,9 @@ def _speed_claims(title: str, rows: list[dict[str, Any]]) -> list[list[str]]:
         ratio = ours["output_tokens_per_s"] / other["output_tokens_per_s"]
         kept = ratio >= limit
         measured = f"{ratio:.2f} ×"
+        if kind == "static" and STRICT in by_label:
+            strict = ours["output_tokens_per_s"] / by_label[STRICT]["output_tokens_per_s"]
+            measured += f" ({strict:.2f} × where sequences may leave)"
         if kind == "peer":
             sooner = ours["ttft_p50_ms"] <= other["ttft_p50_ms"]
             kept = kept and sooner

@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import numpy as np
 
+from fuserve.decoder.step import BLOCK_SIZE_TOKENS
 from fuserve.loadgen import Answer, Completer, PlannedRequest, Target, Vocabulary
 from fuserve.loadgen.client import clock_s
 
@@ -21,6 +22,7 @@ NUM_USERS = 12
 CROWD = 100  # more than run and wait together, so that some are told to come later
 LONGEST_PROMPT, LONGEST_ANSWER = 384, 96
 SHARED_TOKENS = 128
+FILLING_TOKENS = 704
 TIMEOUT_S = 120.0
 
 Visit = Callable[["Crowd", np.random.Generator], Awaitable[str]]
@@ -47,6 +49,21 @@ class Crowd:
     def failures(self) -> dict[str, int]:
         """Outcomes that must not be."""
         return {f"{kind}: {how}": n for (kind, how), n in self.outcomes.items() if how != "ok"}
+
+
+async def fill_cache(server: RunningServer) -> None:
+    """Use every block of the KV cache once: memory that is committed when first used, and stays."""
+    num_blocks = round(server.metrics()["fuserve:kv_cache_blocks", ""])
+    count = num_blocks * BLOCK_SIZE_TOKENS // FILLING_TOKENS + 2
+    async with Completer(Target(server.base_url, server.model, body=GREEDY)) as completer:
+        vocabulary = await completer.vocabulary()
+        for number in range(count):
+            tokens = vocabulary.draw(np.random.default_rng([count, number]), FILLING_TOKENS)
+            answer = await completer.complete(
+                PlannedRequest(0.0, vocabulary.prompt(tokens), 1), clock_s()
+            )
+            if answer.error:
+                raise SystemExit(f"the cache could not be filled: {answer.error}")
 
 
 async def run_users(server: RunningServer, seconds: float, seed: int = 0) -> Crowd:

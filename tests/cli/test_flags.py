@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Annotated
 
+import pytest
 import typer
 from typer.testing import CliRunner
 
@@ -48,6 +49,20 @@ def test_dataclasses_of_flags_become_options_of_the_command() -> None:
         ModelFlags(quantization="int4", threads=2),
         SamplingFlags(stop=["a", "b"]),
     ]
+
+
+@pytest.mark.parametrize("name", ["--kv-cache-dtype", "--kv-dtype"])
+def test_the_type_of_the_cache_has_vllms_name_and_a_short_one(name: str) -> None:
+    seen: list[ModelFlags] = []
+
+    def command(flags: ModelFlags) -> None:
+        seen.append(flags)
+
+    app = typer.Typer()
+    app.command()(expand_flags(command))
+    result = CliRunner().invoke(app, [name, "int8"])
+    assert result.exit_code == 0, result.output
+    assert seen == [ModelFlags(kv_cache_dtype="int8")]
 
 
 def test_a_value_out_of_its_choices_is_a_usage_error() -> None:

@@ -108,6 +108,7 @@ class ByteCodec:
     vocab_size = VOCAB_SIZE
     bos_token_id = None
     eos_token_ids = frozenset({EOS})
+    special_token_ids = frozenset({EOS})
     has_chat_template = True
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -121,6 +122,9 @@ class ByteCodec:
 
     def token_text(self, token_id: int) -> str:
         return f"<{token_id}>"
+
+    def token_bytes(self, token_id: int) -> bytes:
+        return b"" if token_id == EOS else bytes([token_id])
 
     def stream(
         self, prompt_ids: Sequence[int] = (), *, skip_special_tokens: bool = True

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from typing import Any
 
 import pytest
@@ -167,6 +168,71 @@ def test_a_full_queue_turns_away_with_a_time_to_come_back() -> None:
             assert 20 <= full.value.retry_after_s <= 60
             executor.let(1000)
             await asyncio.gather(*map(read_all, streams))
+
+    asyncio.run(main())
+
+
+def test_the_rate_of_the_queue_is_not_that_of_hours_in_which_nobody_came() -> None:
+    async def main() -> None:
+        now_s = [0.0]
+        executor = GatedExecutor()
+        core = make_engine(executor, max_num_seqs=1)
+        async with running(core, clock=lambda: now_s[0], max_queue_requests=2) as engine:
+            for _ in range(3):  # each waits for a second, and then nobody comes for an hour
+                first = engine.submit(prompt(0), SamplingParams(max_tokens=1))
+                await executor.wait_for_step()
+                second = engine.submit(prompt(1), SamplingParams(max_tokens=1))
+                now_s[0] += 1
+                executor.let(2)
+                await asyncio.gather(read_all(first), read_all(second))
+                await executor.wait_for_step()
+                now_s[0] += 3600
+            streams = [engine.submit(prompt(0), SamplingParams(max_tokens=1))]
+            await executor.wait_for_step()
+            streams += [engine.submit(prompt(i), SamplingParams(max_tokens=1)) for i in (1, 2)]
+            with pytest.raises(QueueFullError) as full:
+                engine.submit(prompt(3), PARAMS)
+            assert full.value.retry_after_s <= 4
+            executor.let(100)
+            await asyncio.gather(*map(read_all, streams))
+
+    asyncio.run(main())
+
+
+def test_an_engine_that_hangs_beside_its_steps_is_told_by_health() -> None:
+    async def main() -> None:
+        now_s = [0.0]
+        entered, released = threading.Event(), threading.Event()
+
+        class Slow(Observer):
+            def on_step(self, *args: object) -> None:
+                entered.set()
+                assert released.wait(30)
+
+        options: dict[str, Any] = {"observer": Slow(), "clock": lambda: now_s[0]}
+        async with running(stuck_after_s=10, **options) as engine:
+            stream = engine.submit(prompt(1), SamplingParams(max_tokens=1))
+            assert await asyncio.to_thread(entered.wait, 30)
+            now_s[0] = 12.0
+            assert not engine.health().ok
+            released.set()
+            await read_all(stream)
+
+    asyncio.run(main())
+
+
+async def healthy(engine: AsyncEngine) -> None:
+    while not engine.health().ok:
+        await asyncio.sleep(0)
+
+
+def test_an_idle_engine_is_healthy_however_long_it_is_idle() -> None:
+    async def main() -> None:
+        now_s = [0.0]
+        async with running(stuck_after_s=10, clock=lambda: now_s[0]) as engine:
+            await read_all(engine.submit(prompt(1), SamplingParams(max_tokens=1)))
+            now_s[0] = 1e6
+            await asyncio.wait_for(healthy(engine), 30)
 
     asyncio.run(main())
 

@@ -11,6 +11,7 @@ import pytest
 
 from fuserve.checkpoints import Tokenizer, load_tokenizer
 from fuserve.decoder import ExecutorOptions, LoadedModel, load_model
+from fuserve.decoder.step import Executor
 from fuserve.engine.config import EngineConfig
 from fuserve.engine.engine import Engine
 from fuserve.engine.guided import GuidedDecoding
@@ -35,9 +36,13 @@ CITY = GuidedDecoding(
 )
 
 
-@pytest.fixture(scope="module")
-def model() -> Iterator[LoadedModel]:
-    loaded = load_model("demo", ExecutorOptions(max_model_len=2048, max_num_seqs=8, num_threads=2))
+@pytest.fixture(scope="module", params=["float16", "int8"])
+def model(request: pytest.FixtureRequest) -> Iterator[LoadedModel]:
+    """With either type of cache: nothing may depend on which blocks hold a request."""
+    options = ExecutorOptions(
+        max_model_len=2048, max_num_seqs=8, num_threads=2, kv_cache_dtype=request.param
+    )
+    loaded = load_model("demo", options)
     yield loaded
     loaded.close()
 
@@ -48,12 +53,28 @@ def tokenizer(model: LoadedModel) -> Tokenizer:
     return load_tokenizer(model.checkpoint)
 
 
+class FewBlocks:
+    """The executor with a part of its cache."""
+
+    def __init__(self, executor: Executor, num_blocks: int) -> None:
+        self.spec = executor.spec
+        self.num_blocks = num_blocks
+        self.step = executor.step
+        self.copy_blocks = executor.copy_blocks
+
+
 def make_engine(
-    model: LoadedModel, tokenizer: Tokenizer, *, budget: int = 512, num_guesses: int = 0
+    model: LoadedModel,
+    tokenizer: Tokenizer,
+    *,
+    budget: int = 512,
+    num_guesses: int = 0,
+    num_blocks: int | None = None,
 ) -> Engine:
     # Each engine begins with an empty prefix cache of its own.
     config = EngineConfig(2048, 8, budget, num_speculative_tokens=num_guesses)
-    return Engine(model.executor, tokenizer, config)
+    executor = FewBlocks(model.executor, num_blocks or model.executor.num_blocks)
+    return Engine(executor, tokenizer, config)
 
 
 def asked(tokenizer: Tokenizer, question: str) -> list[int]:
@@ -111,6 +132,34 @@ def test_answers_are_bit_identical_alone_together_chunked_and_with_guesses(
     if num_guesses:
         stats = engine.stats()
         assert 0 < stats.accepted_tokens_total <= stats.draft_tokens_total
+
+
+def test_answers_are_bit_identical_from_the_prefix_cache(
+    model: LoadedModel,
+    tokenizer: Tokenizer,
+    jobs: list[tuple[list[int], SamplingParams]],
+    alone: list[RequestOutput],
+) -> None:
+    engine = make_engine(model, tokenizer)
+    for turn in range(2):
+        outputs = run(engine, jobs)
+        assert [o.outputs for o in outputs] == [o.outputs for o in alone]
+        if turn:
+            for (prompt, _), output in zip(jobs, outputs, strict=True):
+                assert output.num_cached_tokens >= (len(prompt) - 1) // 32 * 32
+
+
+def test_answers_are_bit_identical_when_they_are_set_back_and_computed_again(
+    model: LoadedModel,
+    tokenizer: Tokenizer,
+    jobs: list[tuple[list[int], SamplingParams]],
+    alone: list[RequestOutput],
+) -> None:
+    longest = max(len(o.prompt_token_ids) + o.num_generated_tokens for o in alone)
+    tight = make_engine(model, tokenizer, num_blocks=longest // 32 + 6, budget=96)
+    outputs = run(tight, jobs)
+    assert [o.outputs for o in outputs] == [o.outputs for o in alone]
+    assert tight.stats().num_preemptions_total > 0
 
 
 def test_one_request_with_guesses_is_the_one_without_in_fewer_steps(

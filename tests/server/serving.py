@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import uvicorn
@@ -115,3 +118,23 @@ class HeldExecutor(FakeExecutor):
         self.stepping.set()
         assert self.released.wait(WAIT_S), "nobody let the executor go"
         return super().step(batch)
+
+
+SERVE = [
+    *(str(Path(sys.executable).with_name("fuserve")), "serve", "--model", "demo", "--port", "0"),
+    *("--max-model-len", "2048", "--max-num-seqs", "2"),
+]
+
+
+@contextmanager
+def served(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The process and its URL, which it prints when it is ready."""
+    with subprocess.Popen([*SERVE, *flags], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if " is served at " in line:
+                    yield process, line.split(" is served at ")[1].split("/v1")[0]
+                    break
+        finally:
+            process.kill()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +13,11 @@ import httpx2
 import openai
 import pytest
 
+from fuserve.engine.sampling_params import SamplingParams
 from fuserve.server.api_keys import ApiKeys
 from fuserve.server.config import ServerConfig
+from tests.engine.driving import make_engine, run_together
+from tests.engine.fake_model import FakeExecutor
 from tests.server.serving import WAIT_S, HeldExecutor, RunningServer, serving_toy
 
 BODY: dict[str, Any] = {"model": "toy", "prompt": "hi", "max_tokens": 3}
@@ -102,38 +107,68 @@ def test_a_full_queue_is_told_with_the_time_to_come_back() -> None:
         assert [answer.status_code for answer in answers] == [200, 200]
 
 
-def test_a_flood_is_answered_to_the_last_request_and_nothing_leaks() -> None:
-    with serving_toy(max_queue_requests=64) as server:
-        free = server.engine.stats().num_free_blocks
-
-        async def ask(client: httpx2.AsyncClient, number: int) -> tuple[int, str]:
-            prompt = [number % 256, number // 256, 7]
-            body = BODY | {"prompt": prompt, "max_tokens": 4, "temperature": 0}
-            response = await client.post("/v1/completions", json=body)
-            if response.status_code == 429:
-                return 429, response.headers["retry-after"]
-            return response.status_code, response.json()["choices"][0]["text"]
-
-        async def flood() -> list[tuple[int, str]]:
-            limits = httpx2.Limits(max_connections=None)
-            async with httpx2.AsyncClient(
-                base_url=server.url, timeout=WAIT_S, limits=limits
-            ) as client:
-                return await asyncio.gather(*(ask(client, number) for number in range(500)))
-
-        answers = asyncio.run(flood())
-        assert {status for status, _ in answers} <= {200, 429}
-        assert sum(status == 200 for status, _ in answers) >= 64
-        for number, (status, text) in enumerate(answers):
-            if status == 200 and number % 50 == 0:  # no answer of somebody else
-                assert asyncio.run(alone(server, number)) == text
-        stats = server.engine.stats()
-        assert (stats.num_running, stats.num_waiting) == (0, 0)
-        assert stats.num_free_blocks == free
+def flood_body(number: int) -> dict[str, Any]:
+    """A prompt of its own; every second answer is streamed."""
+    prompt = [number % 256, number // 256, 7]
+    return BODY | {"prompt": prompt, "max_tokens": 4, "temperature": 0, "stream": number % 2 == 0}
 
 
-async def alone(server: RunningServer, number: int) -> str:
-    async with httpx2.AsyncClient(base_url=server.url, timeout=WAIT_S) as client:
-        body = BODY | {"prompt": [number % 256, number // 256, 7], "max_tokens": 4}
-        response = await client.post("/v1/completions", json=body | {"temperature": 0})
+async def text_of(response: httpx2.Response, *, streamed: bool) -> str:
+    if not streamed:
         return str(response.json()["choices"][0]["text"])
+    events = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    assert events.pop() == "[DONE]"
+    return "".join(json.loads(event)["choices"][0]["text"] for event in events)
+
+
+async def flood(server: RunningServer) -> list[tuple[int, str]]:
+    """500 requests at once: their statuses, and their texts or when to come back."""
+
+    async def ask(number: int) -> tuple[int, str]:
+        body = flood_body(number)
+        response = await client.post("/v1/completions", json=body)
+        if response.status_code != httpx2.codes.OK:
+            return response.status_code, response.headers["retry-after"]
+        return 200, await text_of(response, streamed=body["stream"])
+
+    limits = httpx2.Limits(max_connections=None)
+    options: dict[str, Any] = {"base_url": server.url, "timeout": WAIT_S, "limits": limits}
+    async with httpx2.AsyncClient(**options) as client:
+        return await asyncio.gather(*(ask(number) for number in range(500)))
+
+
+class Forgetful(FakeExecutor):
+    """Keeps no list of what it did."""
+
+    def step(self, batch: Any) -> Any:
+        logits = super().step(batch)
+        self.batches.clear()
+        return logits
+
+
+def num_engine_objects() -> int:
+    """Objects of the engine's classes; connections, which close when they like, have none."""
+    gc.collect()
+    modules = (str(type(one).__module__) for one in gc.get_objects())
+    return sum(module.startswith("fuserve.engine") for module in modules)
+
+
+def test_a_flood_is_answered_to_the_last_request_and_nothing_leaks() -> None:
+    greedy = SamplingParams(temperature=0, max_tokens=4)
+    jobs = [(flood_body(number)["prompt"], greedy) for number in range(500)]
+    expected = [output.outputs[0].text for output in run_together(make_engine(), jobs)]
+    with serving_toy(Forgetful(), max_queue_requests=64) as server:
+        free = server.engine.stats().num_free_blocks
+        num_objects = []
+        for _ in range(2):
+            answers = asyncio.run(flood(server))
+            assert {status for status, _ in answers} <= {200, 429}
+            assert sum(status == 200 for status, _ in answers) >= 64
+            for (status, text), own in zip(answers, expected, strict=True):
+                assert text == own if status == 200 else int(text) >= 1
+            stats = server.engine.stats()
+            assert (stats.num_running, stats.num_waiting) == (0, 0)
+            assert stats.num_free_blocks == free
+            del answers
+            num_objects.append(num_engine_objects())
+        assert num_objects[1] - num_objects[0] < 50, "something of every request is kept"

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import openai
+import psutil
 import pytest
 from openai import OpenAI
 
-from tests.server.serving import WAIT_S
-
-SERVE = [
-    *(str(Path(sys.executable).with_name("fuserve")), "serve", "--model", "demo", "--port", "0"),
-    *("--max-model-len", "2048", "--max-num-seqs", "2"),
-]
-
-
-@contextmanager
-def served(*flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The process and its URL, which it prints when it is ready."""
-    with subprocess.Popen([*SERVE, *flags], stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            for line in process.stderr:
-                if " is served at " in line:
-                    yield process, line.split(" is served at ")[1].split("/v1")[0]
-                    break
-        finally:
-            process.kill()
+from tests.server.serving import WAIT_S, served
 
 
 def open_stream(url: str, **options: Any) -> Any:
@@ -88,3 +66,24 @@ def test_an_idle_server_exits_at_once_and_its_log_is_json() -> None:
         lines = process.stderr.read().splitlines()
         entries = [json.loads(line) for line in lines if line.startswith('{"time')]
         assert {entry["event"] for entry in entries} == {"request", "draining"}
+
+
+def test_a_server_under_load_has_the_threads_of_an_idle_one() -> None:
+    with served() as (process, url):
+        threads = psutil.Process(process.pid).num_threads()
+        httpx2.get(f"{url}/app.js")
+        long_text = "word " * 3000  # tokenized beside the event loop
+
+        async def ask() -> list[httpx2.Response]:
+            async with httpx2.AsyncClient(base_url=url, timeout=WAIT_S) as http:
+                guided = [
+                    {"prompt": "hi", "max_tokens": 4, "guided_regex": f"[a-z]{{{n}}}"}
+                    for n in range(1, 9)
+                ]
+                return await asyncio.gather(
+                    *(http.post("/v1/completions", json=body) for body in guided),
+                    *(http.post("/tokenize", json={"prompt": long_text}) for _ in range(8)),
+                )
+
+        assert {response.status_code for response in asyncio.run(ask())} == {200}
+        assert psutil.Process(process.pid).num_threads() == threads

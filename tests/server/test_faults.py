@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import socket
 import threading
@@ -64,23 +65,39 @@ def test_a_client_that_leaves_a_stream_half_read_cancels_it(toy: RunningServer) 
     wait_for(lambda: idle(toy))
 
 
-def test_clients_that_leave_at_random_times_leave_nothing_behind(toy: RunningServer) -> None:
+def test_200_clients_that_leave_at_random_times_leave_nothing_behind() -> None:
     dice = random.Random(5)
+    stays = [dice.randrange(6) for _ in range(200)]
+    greedy: dict[str, Any] = {"model": "toy", "max_tokens": 6, "temperature": 0}
 
-    def visit(number: int) -> None:
-        try:
-            with toy.client().completions.create(stream=True, **BODY) as stream:
-                for _ in range(dice.randrange(6)):
-                    next(stream)
-        except (openai.RateLimitError, StopIteration):
-            pass
+    async def visit(client: httpx2.AsyncClient, number: int) -> None:
+        body = BODY | {"prompt": f"visitor {number}", "stream": True, "n": 1 + number % 2}
+        async with client.stream("POST", "/v1/completions", json=body) as response:
+            assert response.status_code in (200, 429)
+            lines = response.aiter_lines()
+            for _ in range(stays[number]):
+                if await anext(lines, None) is None:
+                    return
 
-    threads = [threading.Thread(target=visit, args=(number,)) for number in range(40)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(WAIT_S)
-    wait_for(lambda: idle(toy))
+    async def stay(client: httpx2.AsyncClient) -> str:
+        while True:
+            response = await client.post("/v1/completions", json=greedy | {"prompt": "abcd"})
+            if response.status_code == httpx2.codes.OK:
+                return str(response.json()["choices"][0]["text"])
+
+    async def crowd(server: RunningServer) -> list[str]:
+        limits = httpx2.Limits(max_connections=None)
+        options: dict[str, Any] = {"base_url": server.url, "timeout": WAIT_S, "limits": limits}
+        async with httpx2.AsyncClient(**options) as client, asyncio.TaskGroup() as group:
+            staying = [group.create_task(stay(client)) for _ in range(5)]
+            for number in range(200):
+                group.create_task(visit(client, number))
+        return [task.result() for task in staying]
+
+    with serving_toy() as server:
+        expected = server.client().completions.create(prompt="abcd", **greedy).choices[0].text
+        assert asyncio.run(crowd(server)) == [expected] * 5
+        wait_for(lambda: idle(server))
 
 
 def poisoned(history: Sequence[int]) -> Logits:
@@ -124,16 +141,34 @@ def test_a_stream_that_fails_late_ends_with_an_error_event() -> None:
         assert failed.value.code == "internal_error"
 
 
-def test_a_stream_that_fails_before_its_first_token_gets_a_status() -> None:
-    class Broken(FakeExecutor):
-        def step(self, batch: Any) -> Any:
-            raise RuntimeError("injected")
+class Interrupted(FakeExecutor):
+    """Steps that hold the prompt of a victim fail."""
 
-    with serving_toy(Broken()) as server:
+    def step(self, batch: Any) -> Any:
+        if POISON in batch.tokens:
+            raise RuntimeError("injected")
+        return super().step(batch)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_step_that_fails_is_a_500_with_an_id_and_the_server_goes_on(stream: bool) -> None:
+    greedy: dict[str, Any] = {"model": "toy", "max_tokens": 5, "temperature": 0}
+    with serving_toy(Interrupted()) as server:
+        client = server.client()
+        before = client.completions.create(prompt="abcd", **greedy).choices[0].text
+        with pytest.raises(openai.InternalServerError) as failed:
+            client.completions.create(
+                prompt="!", stream=stream, extra_headers={"x-request-id": "q7"}, **greedy
+            )
+        assert failed.value.status_code == 500
+        assert "q7" in str(failed.value)
+        assert failed.value.request_id == "q7"
         with pytest.raises(openai.InternalServerError):
-            server.client().completions.create(stream=True, **BODY)
-        with pytest.raises(openai.InternalServerError):
-            server.client().embeddings.create(model="toy", input="hi")
+            client.embeddings.create(model="toy", input="!")
+        after = client.completions.create(prompt="abcd", **greedy).choices[0].text
+        assert after == before
+        assert httpx2.get(f"{server.url}/health").status_code == 200
+        assert idle(server)
 
 
 def test_a_request_that_takes_too_long_ends_with_504() -> None:

@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page, expect
 import fuserve
 from tests.loadgen.fake_openai import WAIT_S, FakeOpenAI
 from tests.server.browser import chromium
+from tests.server.serving import served
 
 FOLDER = Path(fuserve.__file__).parent / "server" / "playground"
 DESKTOP, PHONE = (1280, 800), (375, 720)
@@ -360,3 +361,24 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(phone: Page, fake: Fake
     phone.keyboard.press("Escape")
     expect(phone.get_by_label("Temperature")).to_be_hidden()
     expect(settings).to_be_focused()
+
+
+def test_the_servers_own_page_talks_to_its_model(browser: Browser) -> None:
+    with served() as (_, url):
+        context = browser.new_context()
+        page = context.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(url)
+        expect(page.get_by_role("status", name="Server")).to_have_text("demo")
+        page.get_by_label("Temperature").fill("0")
+        page.get_by_label("Max tokens").fill("24")
+        say(page, "What is the capital of France?")
+        finished(page)
+        expect(answers(page)).to_contain_text(re.compile(r"\w+ \w+ \w+"))
+        expect(page.locator("#meter")).to_contain_text("tokens/s")
+        say(page, "Count from one to a thousand.")
+        page.get_by_role("button", name="Stop").click()
+        finished(page)
+        assert {address.removeprefix(url).partition("/")[0] for address in asked} == {""}
+        context.close()

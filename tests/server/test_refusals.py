@@ -82,7 +82,14 @@ def refusal(response: httpx2.Response, status: int) -> dict[str, Any]:
         ({"guided_choice": []}, "guided_choice"),
         ({"guided_json": "{"}, "guided_json"),
         ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_choice"),
-        ({"stream_options": {"include_usage": "yes"}}, "stream_options.include_usage"),
+        (
+            {"stream": True, "stream_options": {"include_usage": "yes"}},
+            "stream_options.include_usage",
+        ),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"temprature": 0.1}, "temprature"),
+        ({"functions": []}, "functions"),
+        ({"modalities": ["text", "audio"]}, "modalities[1]"),
     ],
 )
 def test_a_bad_field_of_chat_is_named(
@@ -103,7 +110,9 @@ def test_a_bad_field_of_chat_is_named(
         ({"prompt": "x" * 2000}, "prompt"),
         ({"prompt": ["a", "x" * 2000]}, "prompt[1]"),
         ({"suffix": "end"}, "suffix"),
-        ({"best_of": 3}, "best_of"),
+        ({"best_of": 2, "n": 3}, "best_of"),
+        ({"best_of": 3, "stream": True}, "best_of"),
+        ({"prompt": ["a"] * 65}, "prompt"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"logprobs": 21}, "logprobs"),
     ],
@@ -116,6 +125,15 @@ def test_a_bad_field_of_completions_is_named(
         assert response.status_code == 200
     else:
         assert refusal(response, 400)["param"] == param
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
+def test_a_field_that_nobody_knows_is_refused_as_openai_does(
+    http: httpx2.Client, path: str
+) -> None:
+    error = refusal(http.post(path, json=CHAT | PLAIN | {"input": "hi", "flux": 1.21}), 400)
+    assert error["code"] == "unknown_parameter"
+    assert error["message"].startswith("Unknown parameter: '")
 
 
 def test_a_missing_field_is_named(http: httpx2.Client) -> None:
@@ -166,9 +184,17 @@ def test_another_model_and_another_path_are_not_found(http: httpx2.Client) -> No
     error = refusal(http.post("/v1/chat/completions", json=CHAT | {"model": "gpt-9"}), 404)
     assert (error["param"], error["code"]) == ("model", "model_not_found")
     refusal(http.get("/v1/models/gpt-9"), 404)
-    refusal(http.get("/v1/nothing"), 404)
-    refusal(http.post("/v1/nothing", json={}), 404)
-    refusal(http.get("/v1/chat/completions"), 404)
+    for response in (http.get("/v1/nothing"), http.post("/v1/nothing", json={}), http.get("/x.js")):
+        assert refusal(response, 404)["code"] == "unknown_url"
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/v1/chat/completions"), ("POST", "/v1/models"), ("PUT", "/")]
+)
+def test_a_wrong_method_is_told_as_such(http: httpx2.Client, method: str, path: str) -> None:
+    error = refusal(http.request(method, path), 405)
+    assert error["code"] == "method_not_supported"
+    assert error["message"] == f"Not allowed to {method} on {path}."
 
 
 def test_the_client_raises_its_own_exceptions(toy: RunningServer) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fuserve.server.tools.formats import (
@@ -146,3 +146,12 @@ def test_mistral_gets_ids_of_nine_letters() -> None:
 )
 def test_the_template_tells_the_format(template: str, form: ToolFormat) -> None:
     assert format_of_template(template) is form
+
+
+@given(places=st.lists(st.integers(0, 400), max_size=8))
+@example(places=[5])  # between the last word and the space before the call
+def test_where_one_call_is_wanted_the_others_are_dropped(places: list[int]) -> None:
+    text = f"First {hermes(CALL)}\n{hermes(OTHER)} and more"
+    heard = hear(ToolParser(HERMES, max_calls=1), cut(text, places))
+    assert (heard.names, heard.content) == (["weather"], "First ")
+    assert json.loads(heard.arguments[0]) == ARGUMENTS

@@ -80,6 +80,13 @@ def test_metrics_count_what_was_done() -> None:
         assert after["http_requests_total"] >= 3
 
 
+def test_embeddings_are_counted_as_requests() -> None:
+    with serving_toy() as server:
+        body = {"model": "toy", "input": ["one", "two"]}
+        assert httpx2.post(f"{server.url}/v1/embeddings", json=body).status_code == 200
+        assert scrape(server)["request_success_total"] == 2
+
+
 @contextmanager
 def captured_logs() -> Iterator[io.StringIO]:
     stream = io.StringIO()

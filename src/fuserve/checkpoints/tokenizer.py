@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +15,23 @@ from fuserve.checkpoints.decode_stream import DecodeStream
 from fuserve.errors import InvalidRequestError
 
 _MAX_TOKEN_ID = (1 << 32) - 1
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # of vocabularies that fall back to bytes
+
+
+def _letters_of_bytes() -> dict[str, int]:
+    """How byte-level vocabularies spell bytes: as themselves, or as letters from U+0100 on.
+
+    Source: bytes_to_unicode of GPT-2's encoder.py.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(0x100 + index): byte for index, byte in enumerate(others)
+    }
+
+
+_BYTE_OF_LETTER = _letters_of_bytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +121,18 @@ class Tokenizer:
         both = self._backend.decode([*self._anchor, token_id], skip_special_tokens=False)
         return both[len(before) :]
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes of a token's text; of a split character it has only some."""
+        text = self.token_text(token_id)
+        if _REPLACEMENT not in text:
+            return text.encode()
+        name: str = self._backend.id_to_token(token_id) or ""
+        if byte := _BYTE_TOKEN.fullmatch(name):
+            return bytes([int(byte[1], 16)])
+        if all(letter in _BYTE_OF_LETTER for letter in name):
+            return bytes(_BYTE_OF_LETTER[letter] for letter in name)
+        return text.encode()
+
     def tokenizer_json(self) -> str:
         """The tokenizer as a ``tokenizer.json``, added and special tokens included."""
         text: str = self._backend.to_str()
@@ -139,6 +169,12 @@ class Tokenizer:
         return self._chat_template.render(
             messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_args
         )
+
+    @cached_property
+    def special_token_ids(self) -> frozenset[int]:
+        """Tokens that stand for no text, such as the beginning of one."""
+        added = self._backend.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
 
     @cached_property
     def _anchor(self) -> list[int]:

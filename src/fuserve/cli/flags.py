@@ -111,7 +111,12 @@ class ModelFlags:
     ] = "auto"
     kv_cache_dtype: Annotated[
         Literal["auto", "float32", "float16", "int8", "int4"],
-        _model("--kv-cache-dtype", metavar="TYPE", help="auto, float32, float16, int8 or int4."),
+        _model(
+            "--kv-cache-dtype",
+            "--kv-dtype",
+            metavar="TYPE",
+            help="auto, float32, float16, int8 or int4.",
+        ),
     ] = "auto"
     max_model_len: Annotated[
         int | None, _model("--max-model-len", help="Tokens of the longest sequence.", min=1)

@@ -68,7 +68,12 @@ class ServerFlags:
     ] = False
     otlp_endpoint: Annotated[
         str | None,
-        _server("--otlp-endpoint", help="OpenTelemetry collector for spans (extra 'otel')."),
+        _server(
+            "--otlp-traces-endpoint",
+            "--otlp-endpoint",
+            metavar="URL",
+            help="OpenTelemetry collector for spans (extra 'otel').",
+        ),
     ] = None
 
     def config(self, request_timeout_s: float | None) -> ServerConfig:

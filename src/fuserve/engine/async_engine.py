@@ -42,7 +42,7 @@ class AsyncEngine:
         max_queue_requests: requests that may wait to begin.
         max_queue_tokens: tokens that their prompts may have together.
         observer: hears of every step and every ended request.
-        stuck_after_s: a step that takes longer makes ``health`` bad.
+        stuck_after_s: a step, its delivery included, that takes longer makes ``health`` bad.
         clock: monotonic seconds.
     """
 
@@ -71,7 +71,17 @@ class AsyncEngine:
         self._stopping = False
         self._death: str | None = None
         self._idle = threading.Event()  # set once draining has left nothing to do
-        self._step_began_s: float | None = None
+        self._turn_began_s: float | None = None  # None while there is nothing to do
+
+    @property
+    def max_queue_requests(self) -> int:
+        """Requests that may wait to begin."""
+        return self._limits.max_requests
+
+    @property
+    def hidden_size(self) -> int:
+        """Length of an embedding."""
+        return self._engine.hidden_size
 
     def start(self) -> None:
         """Start the thread."""
@@ -156,6 +166,7 @@ class AsyncEngine:
                 raise InvalidRequestError(f"The request id {request.request_id!r} is in use.")
             self._mailboxes[request.request_id] = mailbox
             self._arrivals.append(request)
+            self._limits.note_waiting()
             self._wakeup.notify()
         return RequestStream(request.request_id, mailbox, self.abort)
 
@@ -205,10 +216,10 @@ class AsyncEngine:
             return EngineHealth(False, self._death)
         if not self._thread.is_alive():
             return EngineHealth(False, "The engine's thread is not running.")
-        began_s = self._step_began_s
-        step_s = 0.0 if began_s is None else self._clock() - began_s
-        if step_s > self._stuck_after_s:
-            return EngineHealth(False, f"The engine has been in one step for {step_s:.0f} s.")
+        began_s = self._turn_began_s
+        turn_s = 0.0 if began_s is None else self._clock() - began_s
+        if turn_s > self._stuck_after_s:
+            return EngineHealth(False, f"The engine has been in one step for {turn_s:.0f} s.")
         return EngineHealth(True)
 
     def _num_arrived_tokens(self) -> int:
@@ -246,7 +257,10 @@ class AsyncEngine:
             ):
                 if self._draining:
                     self._idle.set()
+                self._turn_began_s = None
+                self._limits.note_begun(0, num_still_waiting=0)
                 self._wakeup.wait()
+            self._turn_began_s = self._clock()
             while self._arrivals:
                 self._engine.enqueue(self._arrivals.popleft())
         while self._aborts:
@@ -257,7 +271,7 @@ class AsyncEngine:
         return not self._stopping
 
     def _step(self) -> None:
-        began_s = self._step_began_s = self._clock()
+        began_s = self._clock()
         num_queued = self._engine.num_queued_requests
         try:
             updates = self._engine.step()
@@ -265,9 +279,10 @@ class AsyncEngine:
             _log.exception("A step has failed outside of the model.")
             self._fail_all(RequestFailedError(f"The engine has failed: {error!r}"))
             return
-        finally:
-            self._step_began_s = None
-        self._limits.note_begun(num_queued - self._engine.num_queued_requests)
+        num_still_queued = self._engine.num_queued_requests
+        with self._wakeup:
+            num_waiting = num_still_queued + len(self._arrivals)
+            self._limits.note_begun(num_queued - num_still_queued, num_waiting)
         self._deliver(updates)
         last = self._engine.last_step
         if last is not None and self._observer is not None:

@@ -25,9 +25,13 @@ class BlockManager:
     Args:
         num_blocks: of the cache.
         retain: keep contents that nobody refers to.
+
+    Attributes:
+        num_ever_used: blocks that were ever given away, the lowest ones.
     """
 
     def __init__(self, num_blocks: int, *, retain: bool = True) -> None:
+        self.num_ever_used = 0
         self._references = [0] * num_blocks
         self._retain = retain
         # Taken from the end: low blocks first, so that memory is committed as late as possible,
@@ -88,6 +92,7 @@ class BlockManager:
         taken = [self._free.pop() if self._free else self._evict() for _ in range(num_blocks)]
         for block in taken:
             self._references[block] = 1
+            self.num_ever_used = max(self.num_ever_used, block + 1)
         return taken
 
     def share(self, blocks: Sequence[int]) -> list[int]:

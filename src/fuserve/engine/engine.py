@@ -29,6 +29,7 @@ from fuserve.engine.stats import EngineStats, TokenTotals
 from fuserve.engine.step_builder import ChunkResults, build_step, split_rows
 from fuserve.engine.step_cost import StepCost, StepLoad
 from fuserve.engine.text_codec import TextCodec
+from fuserve.engine.touch_ahead import TouchAhead
 from fuserve.errors import DeadlineError, FuserveError, RequestFailedError
 
 
@@ -93,9 +94,15 @@ class Engine:
             max_prompt_logits=max_rows(vocab_size),
             pace=Pace(self._cost, max_itl_s),
         )
+        self._touch_ahead = TouchAhead(executor, num_ahead=2 * config.max_num_seqs)
         self._open = OpenRequests()
         self._totals = TokenTotals()
         self.last_step: LastStep | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        """Length of an embedding."""
+        return self._executor.spec.hidden_size
 
     @property
     def has_unfinished(self) -> bool:
@@ -272,6 +279,7 @@ class Engine:
         if schedule.chunks:
             self._begin(schedule.chunks)
             self._run(schedule, updates)
+            self._touch_ahead.after_step(self._blocks.num_ever_used)
         return list(updates.values())
 
     def _run(self, schedule: Schedule, updates: dict[str, RequestUpdate]) -> None:

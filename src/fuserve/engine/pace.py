@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from fuserve.engine.step_cost import StepCost, StepLoad
 
-MIXED_STEP_RATIO = 2.2
+MIXED_STEP_RATIO = 2.0
 """A step with prompts may take this many times one without, unless a limit in ms is given.
 
-Streams then see no gap of three times their usual one, noise of the machine included.
+Streams then see no gap of three times their usual one: half of it is left to what the model of a
+step's cost does not know, such as memory that the system commits on the way.
 """
+
+UNFELT_S = 0.02
+"""A step may take this long in any case, unless a limit in ms is given: 50 tokens a second are more
+than anyone reads. Few streams of a small model would else hold prompts to a few tokens a step, and
+so remain few."""
 
 _MIN_PREFILL_SHARE = 0.1  # of the decoding time: an impossible limit must not stop prompts
 _UNMEASURED_TOKENS = 32  # of prompts beside running streams, before the machine's speed is known
@@ -19,7 +25,8 @@ class Pace:
 
     Args:
         cost: what steps take on this machine; observed by whoever runs them.
-        max_itl_s: the longest step while streams run; None is ``MIXED_STEP_RATIO``.
+        max_itl_s: the longest step while streams run; None is ``MIXED_STEP_RATIO``, or ``UNFELT_S``
+            where that is more.
     """
 
     def __init__(self, cost: StepCost, max_itl_s: float | None = None) -> None:
@@ -35,7 +42,9 @@ class Pace:
         if not self._cost.knows_mixed_steps:
             return PrefillRoom(self._cost, tokens=_UNMEASURED_TOKENS)
         decode_s = self._cost.decode_seconds(decoding)
-        limit_s = MIXED_STEP_RATIO * decode_s if self._max_itl_s is None else self._max_itl_s
+        limit_s = self._max_itl_s
+        if limit_s is None:
+            limit_s = max(MIXED_STEP_RATIO * decode_s, UNFELT_S)
         return PrefillRoom(
             self._cost, seconds=max(limit_s - decode_s, _MIN_PREFILL_SHARE * decode_s)
         )
@@ -67,7 +76,7 @@ class PrefillRoom:
     def fits(self, start: int, num_tokens: int) -> int:
         """How many of a prompt's next tokens, from position ``start`` on, there is room for."""
         if self._seconds is not None:
-            num_tokens = min(num_tokens, self._cost.prefill_tokens(self._seconds, start))
+            num_tokens = min(num_tokens, self._cost.chunk_tokens(self._seconds, start))
         if self._tokens is not None:
             num_tokens = min(num_tokens, self._tokens)
         return max(num_tokens, self._at_least)
@@ -76,6 +85,6 @@ class PrefillRoom:
         """Use room for a chunk."""
         self._at_least = 0
         if self._seconds is not None:
-            self._seconds -= self._cost.prefill_seconds(start, num_tokens)
+            self._seconds -= self._cost.chunk_seconds(start, num_tokens)
         if self._tokens is not None:
             self._tokens -= num_tokens

@@ -28,14 +28,25 @@ class QueueLimits:
     max_requests: int
     max_tokens: int
     clock: Callable[[], float]
+    # When the latest requests left the queue, by a clock that stands still while it is empty: what
+    # nobody waited for tells nothing of how fast it moves.
     _begun: deque[float] = field(
         default_factory=lambda: deque(maxlen=_MEASURED_REQUESTS), init=False
     )
+    _moved_s: float = field(default=0.0, init=False)
+    _waiting_since_s: float | None = field(default=None, init=False)
 
-    def note_begun(self, num_requests: int) -> None:
-        """So many requests have just left the queue to run."""
-        now_s = self.clock()
-        self._begun.extend(now_s for _ in range(min(num_requests, _MEASURED_REQUESTS)))
+    def note_waiting(self) -> None:
+        """A request waits."""
+        if self._waiting_since_s is None:
+            self._waiting_since_s = self.clock()
+
+    def note_begun(self, num_requests: int, num_still_waiting: int) -> None:
+        """So many requests have just left the queue to run, and so many wait on."""
+        moved_s = self._moving_s()
+        self._begun.extend(moved_s for _ in range(min(num_requests, _MEASURED_REQUESTS)))
+        if num_still_waiting == 0:
+            self._moved_s, self._waiting_since_s = moved_s, None
 
     def check(self, num_waiting: int, num_waiting_tokens: int, num_tokens: int) -> None:
         """Raise if a prompt of so many tokens has no place in the queue.
@@ -59,5 +70,10 @@ class QueueLimits:
         """Seconds in which all that wait now will have begun, at the rate of late."""
         if len(self._begun) < 2:
             return _MIN_RETRY_S
-        seconds_per_request = (self.clock() - self._begun[0]) / len(self._begun)
+        seconds_per_request = (self._moving_s() - self._begun[0]) / len(self._begun)
         return min(max(math.ceil(num_waiting * seconds_per_request), _MIN_RETRY_S), _MAX_RETRY_S)
+
+    def _moving_s(self) -> float:
+        """Seconds in which anything waited."""
+        since_s = self._waiting_since_s
+        return self._moved_s + (0.0 if since_s is None else self.clock() - since_s)

@@ -34,11 +34,16 @@ def decode_load(chunks: Items[Chunk]) -> StepLoad:
 
 def with_prefill(decoding: StepLoad, chunks: Items[Chunk]) -> StepLoad:
     """The load with the chunks of prompts added."""
+    lone = [chunk for chunk in chunks if chunk.num_tokens == 1]
+    longer = [chunk for chunk in chunks if chunk.num_tokens > 1]
     return StepLoad(
         decoding.num_decode_tokens,
         decoding.num_context_tokens,
         num_prefill_tokens=sum(chunk.num_tokens for chunk in chunks),
         num_prefill_pairs=sum(
-            chunk.num_tokens * (2 * chunk.start + chunk.num_tokens) // 2 for chunk in chunks
+            chunk.num_tokens * (2 * chunk.start + chunk.num_tokens) // 2 for chunk in longer
         ),
+        num_prefill_reads=sum(chunk.start for chunk in longer),
+        num_lone_tokens=len(lone),
+        num_lone_context=sum(chunk.start for chunk in lone),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.resources import files
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -12,8 +11,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
-from starlette.types import Scope
 
 from fuserve.checkpoints import Tokenizer
 from fuserve.engine.async_engine import AsyncEngine
@@ -28,8 +25,10 @@ from fuserve.server.failures import answer_to
 from fuserve.server.gate import Gate
 from fuserve.server.metrics import ServerMetrics
 from fuserve.server.operations import operation_router
+from fuserve.server.page import page_router
 from fuserve.server.tokens import token_router
 from fuserve.server.tracing import Tracer
+from fuserve.server.workers import Workers
 
 
 def create_app(
@@ -53,12 +52,14 @@ def create_app(
     """
     metrics = metrics or ServerMetrics(model.name)
     metrics.watch(engine.stats)
-    context = ServerContext(engine, tokenizer, model, config, metrics)
+    workers = Workers()
+    context = ServerContext(engine, tokenizer, model, config, metrics, workers)
     tracer = None if config.otlp_endpoint is None else Tracer(config.otlp_endpoint)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        workers.close()
         if tracer is not None:
             tracer.close()
 
@@ -72,8 +73,7 @@ def create_app(
     for router in (chat_router, completion_router, embedding_router, token_router):
         app.include_router(router(context))
     app.include_router(operation_router(context))
-    playground = str(files("fuserve.server") / "playground")
-    app.mount("/", _Page(directory=playground, html=True), name="playground")
+    app.include_router(page_router())
     app.add_middleware(
         Gate,
         keys=ApiKeys(config.api_keys),
@@ -90,16 +90,6 @@ def create_app(
             expose_headers=["X-Request-Id", "Retry-After"],
         )
     return app
-
-
-class _Page(StaticFiles):
-    """The playground, at every path that is not the API's."""
-
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        """A file; nothing else can be done to it, so a POST has found nothing."""
-        if scope["method"] not in ("GET", "HEAD"):
-            raise HTTPException(404, "There is nothing at this path. The API is under /v1.")
-        return await super().get_response(path, scope)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

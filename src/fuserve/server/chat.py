@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fuserve.engine.outputs import CompletionOutput, Piece, RequestOutput
+from fuserve.engine.outputs import CompletionOutput, Piece, RequestOutput, TokenLogprobs
 from fuserve.engine.request_stream import RequestStream
 from fuserve.errors import InvalidRequestError
 from fuserve.server.answer import json_answer
@@ -46,9 +46,9 @@ def chat_router(context: ServerContext) -> APIRouter:
         plan = plan_tools(body, form)
         job = await _job(context, body, plan)
         streams = await submit(context, facts, body, [job])
-        reply = _Reply(body, plan, job.request_id, context.model.name)
+        reply = _Reply(context, body, plan, job.request_id)
         if body.streams:
-            return EventStream(reply.events(streams, context, facts))
+            return EventStream(reply.events(streams, facts))
 
         async def answer() -> dict[str, Any]:
             (output,) = await outputs_of(streams)
@@ -110,10 +110,13 @@ async def _job(context: ServerContext, body: ChatBody, plan: ToolPlan) -> Job:
 class _Reply:
     """Puts what the engine gives into OpenAI's shapes."""
 
-    def __init__(self, body: ChatBody, plan: ToolPlan, reply_id: str, model: str) -> None:
+    def __init__(
+        self, context: ServerContext, body: ChatBody, plan: ToolPlan, reply_id: str
+    ) -> None:
+        self._context = context
         self._body = body
         self._plan = plan
-        self._head = {"id": reply_id, "created": int(time.time()), "model": model}
+        self._head = {"id": reply_id, "created": int(time.time()), "model": context.model.name}
 
     def whole(self, output: RequestOutput) -> dict[str, Any]:
         """The answer in one piece."""
@@ -134,18 +137,23 @@ class _Reply:
             message["content"] = content if content or not calls else None
             if calls:
                 message["tool_calls"] = calls
-        logprobs = None
-        if completion.logprobs is not None:
-            logprobs = chat_logprobs(completion.logprobs, self._body.num_logprobs or 0)
         return {
             "index": completion.index,
             "message": message,
-            "logprobs": logprobs,
+            "logprobs": self._logprobs(completion.logprobs),
             "finish_reason": self._finish_reason(completion.finish_reason, parser),
         }
 
+    def _logprobs(self, entries: Sequence[TokenLogprobs] | None) -> dict[str, Any] | None:
+        if entries is None:
+            return None
+        if not self._body.ignore_eos:  # the token that ends an answer is not part of it
+            ends = self._context.tokenizer.eos_token_ids
+            entries = [entry for entry in entries if ends.isdisjoint(list(entry)[:1])]
+        return chat_logprobs(entries, self._body.num_logprobs or 0, self._context.tokenizer)
+
     async def events(
-        self, streams: Sequence[RequestStream], context: ServerContext, facts: RequestFacts
+        self, streams: Sequence[RequestStream], facts: RequestFacts
     ) -> AsyncGenerator[bytes, None]:
         """The answer as it comes."""
         head = {**self._head, "object": "chat.completion.chunk"}
@@ -160,7 +168,7 @@ class _Reply:
                     for chunk in self._chunks(choices[piece.index], piece)
                 ]
                 if update.output is not None:
-                    facts.note_output(update.output, keep_texts=context.config.log_prompts)
+                    facts.note_output(update.output, keep_texts=self._context.config.log_prompts)
                     if writer.wants_usage:
                         events.append(writer.usage(usage_of([update.output])))
                 if events:
@@ -168,14 +176,13 @@ class _Reply:
 
     def _chunks(self, choice: _StreamedChoice, piece: Piece) -> list[dict[str, Any]]:
         """One piece's chunks: of the role first, of the reason to finish last."""
-        logprobs = None
-        if piece.logprobs is not None and self._body.logprobs:
-            logprobs = chat_logprobs(piece.logprobs, self._body.num_logprobs or 0)
+        logprobs = self._logprobs(piece.logprobs)
         deltas = choice.deltas(piece.text, last=piece.finish_reason is not None)
-        if logprobs is not None and not deltas:
+        has_logprobs = logprobs is not None and logprobs["content"]
+        if has_logprobs and not deltas:
             deltas = [{"content": ""}]
         chunks = [_chunk(piece.index, delta) for delta in deltas]
-        if logprobs is not None:
+        if has_logprobs:
             chunks[-1]["logprobs"] = logprobs
         if not choice.begun:
             choice.begun = True

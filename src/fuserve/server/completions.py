@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
@@ -22,7 +22,7 @@ from fuserve.server.context import ServerContext
 from fuserve.server.errors import invalid
 from fuserve.server.event_stream import EventStream
 from fuserve.server.facts import RequestFacts, facts_of
-from fuserve.server.logprobs import CompletionLogprobs, token_texts
+from fuserve.server.logprobs import CompletionLogprobs
 from fuserve.server.prompts import as_token_prompts
 from fuserve.server.protocol.completion import CompletionBody
 from fuserve.server.submission import Job, checked_params, outputs_of, submit, updates_of
@@ -59,8 +59,10 @@ def completion_router(context: ServerContext) -> APIRouter:
 def _check(body: CompletionBody) -> None:
     if body.suffix:
         raise invalid("suffix", "suffix: this model was not trained to fill in; send none.")
-    if body.best_of is not None and body.best_of != (body.n or 1):
-        raise invalid("best_of", "best_of must equal n: completions are not ranked here.")
+    if body.num_drawn < body.num_choices:
+        raise invalid("best_of", f"best_of must be at least n, which is {body.num_choices}.")
+    if body.ranks and body.streams:
+        raise invalid("best_of", "best_of above n cannot be streamed: all must end to be compared.")
     if body.max_tokens == 0 and not body.echoes:
         raise invalid("max_tokens", "max_tokens may be 0 only with echo.")
 
@@ -70,7 +72,8 @@ async def _jobs(context: ServerContext, body: CompletionBody) -> list[Job]:
     chosen: dict[str, Any] = {
         # A step that reads a prompt gives a token: with max_tokens 0 it is not shown.
         "max_tokens": body.max_tokens or (None if body.max_tokens is None else 1),
-        "logprobs": body.logprobs,
+        "n": body.num_drawn,
+        "logprobs": 0 if body.ranks and body.logprobs is None else body.logprobs,
         "prompt_logprobs": body.logprobs if body.echoes else None,
         "guided": constraint and constraint.guided,
     }
@@ -93,10 +96,11 @@ async def _jobs(context: ServerContext, body: CompletionBody) -> list[Job]:
 
 @dataclass(slots=True)
 class _Echo:
-    """What is shown of a prompt."""
+    """What is shown of a prompt; ``logprobs`` of its tokens come with its first answer."""
 
     text: str = ""
-    token_texts: list[str] = field(default_factory=list)
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[TokenLogprobs | None] = ()
 
 
 class _Reply:
@@ -105,7 +109,7 @@ class _Reply:
     def __init__(self, context: ServerContext, body: CompletionBody, jobs: Sequence[Job]) -> None:
         self._context = context
         self._body = body
-        self._n = body.n or 1
+        self._n = body.num_choices
         self._hides_answer = body.max_tokens == 0
         self._echoes = [self._echo(job) for job in jobs]
         self._head = {
@@ -120,37 +124,41 @@ class _Reply:
             return _Echo()
         tokenizer = self._context.tokenizer
         text = job.prompt if job.prompt is not None else tokenizer.decode(job.token_ids)
-        if self._body.logprobs is None:
-            return _Echo(text)
-        return _Echo(text, [tokenizer.token_text(token) for token in job.token_ids])
+        return _Echo(text, () if self._body.logprobs is None else job.token_ids)
 
     def whole(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
         """The answer in one piece."""
         choices = [
-            self._choice(number, output, completion)
+            self._choice(number * self._n + index, self._echoes[number], completion)
             for number, output in enumerate(outputs)
-            for completion in output.outputs
+            for index, completion in enumerate(self._shown(number, output))
         ]
         return {**self._head, "choices": choices, "usage": self._usage(outputs)}
 
-    def _choice(
-        self, number: int, output: RequestOutput, completion: CompletionOutput
-    ) -> dict[str, Any]:
-        echo = self._echoes[number]
+    def _shown(self, number: int, output: RequestOutput) -> Sequence[CompletionOutput]:
+        """The completions that are asked for, of those that were drawn."""
+        self._echoes[number].logprobs = output.prompt_logprobs or ()
+        if not self._body.ranks:
+            return output.outputs
+        return sorted(output.outputs, key=_logprob_per_token, reverse=True)[: self._n]
+
+    def _choice(self, index: int, echo: _Echo, completion: CompletionOutput) -> dict[str, Any]:
         logprobs = None
         if self._body.logprobs is not None:
-            entries: list[TokenLogprobs | None] = list(output.prompt_logprobs or ())
-            texts = list(echo.token_texts)
-            if not self._hides_answer:
-                entries += completion.logprobs or ()
-                texts += token_texts(completion.logprobs or ())
-            logprobs = CompletionLogprobs(self._body.logprobs).add(entries, texts)
+            logprobs = self._new_logprobs().add(
+                echo.token_ids,
+                echo.logprobs,
+                () if self._hides_answer else completion.logprobs or (),
+            )
         return {
-            "index": number * self._n + completion.index,
+            "index": index,
             "text": echo.text + ("" if self._hides_answer else completion.text),
             "logprobs": logprobs,
             "finish_reason": completion.finish_reason,
         }
+
+    def _new_logprobs(self) -> CompletionLogprobs:
+        return CompletionLogprobs(self._body.logprobs or 0, self._context.tokenizer)
 
     def _usage(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
         usage = usage_of(outputs)
@@ -164,16 +172,20 @@ class _Reply:
         """The answer as it comes."""
         writer = ChunkWriter(self._head, wants_usage=self._body.wants_usage)
         keep_texts = self._context.config.log_prompts
-        choices = [_StreamedChoice(self._body.logprobs) for _ in range(len(streams) * self._n)]
+        choices = [
+            _StreamedChoice(None if self._body.logprobs is None else self._new_logprobs())
+            for _ in range(len(streams) * self._n)
+        ]
         outputs: list[RequestOutput] = []
         async with aclosing(updates_of(streams)) as updates:
             async for number, update in updates:
-                events = []
-                for piece in update.pieces:
-                    choice = choices[number * self._n + piece.index]
-                    chunk = self._chunk(number, choice, piece, update.prompt_logprobs)
-                    if chunk is not None:
-                        events.append(writer.choice(chunk))
+                if update.prompt_logprobs is not None:
+                    self._echoes[number].logprobs = update.prompt_logprobs
+                events = [
+                    writer.choice(chunk)
+                    for piece in update.pieces
+                    if (chunk := self._chunk(number, piece, choices)) is not None
+                ]
                 if update.output is not None:
                     outputs.append(update.output)
                     facts.note_output(update.output, keep_texts=keep_texts)
@@ -183,33 +195,37 @@ class _Reply:
                     yield "".join(events).encode()
 
     def _chunk(
-        self,
-        number: int,
-        choice: _StreamedChoice,
-        piece: Piece,
-        prompt_logprobs: Sequence[TokenLogprobs | None] | None,
+        self, number: int, piece: Piece, choices: Sequence[_StreamedChoice]
     ) -> dict[str, Any] | None:
         """One piece; None if there is nothing to tell. The first one brings the prompt's echo."""
+        index = number * self._n + piece.index
+        choice = choices[index]
         echo = _Echo() if choice.begun else self._echoes[number]
         choice.begun = True
-        text, entries, texts = echo.text, list(prompt_logprobs or ()), list(echo.token_texts)
+        text, entries = echo.text, echo.logprobs
+        added: Sequence[TokenLogprobs] = ()
         if not self._hides_answer:
             text += piece.text
-            entries += piece.logprobs or ()
-            texts += token_texts(piece.logprobs or ())
-        if not (text or texts or piece.finish_reason):
+            added = piece.logprobs or ()
+        if not (text or entries or added or piece.finish_reason):
             return None
+        logprobs = choice.logprobs and choice.logprobs.add(echo.token_ids, entries, added)
         return {
-            "index": number * self._n + piece.index,
+            "index": index,
             "text": text,
-            "logprobs": choice.logprobs and choice.logprobs.add(entries, texts),
+            "logprobs": logprobs,
             "finish_reason": piece.finish_reason,
         }
 
 
+@dataclass(slots=True)
 class _StreamedChoice:
     """One continuation in a stream."""
 
-    def __init__(self, num_logprobs: int | None) -> None:
-        self.begun = False
-        self.logprobs = None if num_logprobs is None else CompletionLogprobs(num_logprobs)
+    logprobs: CompletionLogprobs | None
+    begun: bool = False
+
+
+def _logprob_per_token(completion: CompletionOutput) -> float:
+    """By this the best of several is found, as OpenAI documents it."""
+    return (completion.cumulative_logprob or 0.0) / max(len(completion.token_ids), 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fuserve.checkpoints import Tokenizer
@@ -10,6 +10,7 @@ from fuserve.engine.async_engine import AsyncEngine
 from fuserve.server.config import ServedModel, ServerConfig
 from fuserve.server.errors import ApiError
 from fuserve.server.metrics import ServerMetrics
+from fuserve.server.workers import Workers
 
 _LONG_TEXT_CHARS = 8192
 
@@ -19,6 +20,7 @@ class ServerContext:
     """The engine, the model, and whether the server is leaving.
 
     Attributes:
+        workers: for what would hold up the event loop.
         draining: no new requests are taken; ``/ready`` says so.
     """
 
@@ -27,6 +29,7 @@ class ServerContext:
     model: ServedModel
     config: ServerConfig
     metrics: ServerMetrics
+    workers: Workers
     draining: bool = False
 
     def check_model(self, name: str | None) -> None:
@@ -45,13 +48,24 @@ class ServerContext:
             )
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids; a long text is encoded beside the event loop.
+        """Token ids; raises as ``encode_all``."""
+        (ids,) = await self.encode_all([text], add_special_tokens=add_special_tokens)
+        return ids
+
+    async def encode_all(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        """Token ids of each text; much text is encoded beside the event loop.
 
         Raises:
-            InvalidRequestError: it is not Unicode text.
+            InvalidRequestError: one is not Unicode text.
         """
-        if len(text) < _LONG_TEXT_CHARS:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(
-            self.tokenizer.encode, text, add_special_tokens=add_special_tokens
-        )
+
+        def encode() -> list[list[int]]:
+            return [
+                self.tokenizer.encode(text, add_special_tokens=add_special_tokens) for text in texts
+            ]
+
+        if sum(map(len, texts)) < _LONG_TEXT_CHARS:
+            return encode()
+        return await self.workers.run(encode)

@@ -35,6 +35,9 @@ def embedding_router(context: ServerContext) -> APIRouter:
         context.check_model(body.model)
         facts = facts_of(request.scope)
         facts.model = context.model.name
+        hidden_size = context.engine.hidden_size
+        if body.dimensions not in (None, hidden_size):
+            raise invalid("dimensions", f"dimensions must be {hidden_size} for this model.")
         prompts = await as_token_prompts(context, body.input, "input")
         return await json_answer(request, _embed_all(context, facts, body, prompts))
 
@@ -46,9 +49,6 @@ async def _embed_all(
 ) -> dict[str, Any]:
     outputs = await _outputs(context, facts, body, prompts)
     facts.prompt_tokens = sum(output.num_prompt_tokens for output in outputs)
-    hidden_size = len(outputs[0].embedding)
-    if body.dimensions not in (None, hidden_size):
-        raise invalid("dimensions", f"dimensions must be {hidden_size} for this model.")
     return {
         "object": "list",
         "model": context.model.name,

@@ -115,16 +115,22 @@ def from_validation(error: RequestValidationError) -> ApiError:
     if not path:
         return ApiError(400, "The body must be a JSON object (Content-Type: application/json).")
     param = _dotted(path)
+    if problem["type"] == "extra_forbidden":
+        message = f"Unknown parameter: '{param}'."
+        return ApiError(400, message, param=param, code="unknown_parameter")
     message = problem["msg"].removeprefix("Value error, ")
     return ApiError(400, f"{param}: {message}.".replace("..", "."), param=param)
 
 
-def from_http(error: HTTPException) -> ApiError:
-    """An unknown path, a wrong method."""
+def from_http(error: HTTPException, method: str, path: str) -> ApiError:
+    """An unknown path (404) or a wrong method (405), with OpenAI's words and codes."""
     status = error.status_code
-    message = str(error.detail) or HTTPStatus(status).phrase
+    message, code = str(error.detail) or HTTPStatus(status).phrase, None
+    if status == HTTPStatus.NOT_FOUND:
+        message, code = f"Unknown path ({method} {path}). The API is under /v1.", "unknown_url"
+    elif status == HTTPStatus.METHOD_NOT_ALLOWED:
+        message, code = f"Not allowed to {method} on {path}.", "method_not_supported"
     kind = "invalid_request_error" if status < 500 else "server_error"
-    code = "not_found" if status == 404 else None
     return ApiError(status, message, kind=kind, code=code, headers=error.headers)
 
 

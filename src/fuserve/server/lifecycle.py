@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 from collections.abc import Callable
@@ -49,6 +50,10 @@ class DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self.started:
+            # What has been made so far stays: the collector need not look through it again, which
+            # would hold up every stream for some tens of milliseconds.
+            gc.collect()
+            gc.freeze()
             self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

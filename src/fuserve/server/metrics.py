@@ -86,8 +86,12 @@ class ServerMetrics:
     def on_finished(self, output: RequestOutput) -> None:
         """Called by the engine at the end of every request."""
         timings = output.timings
-        for completion in output.outputs:
-            self._success.labels(self._model_name, completion.finish_reason or "abort").inc()
+        reasons: list[str] = [each.finish_reason or "abort" for each in output.outputs]
+        if not output.outputs:  # an embedding
+            ended = "abort" if output.embedding is None else "stop"
+            reasons = [ended if output.error is None else "error"]
+        for reason in reasons:
+            self._success.labels(self._model_name, reason).inc()
         self._prompt_length.observe(output.num_prompt_tokens)
         self._answer_length.observe(output.num_generated_tokens)
         if timings.scheduled_s is not None:

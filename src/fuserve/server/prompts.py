@@ -9,7 +9,8 @@ from fuserve.errors import InvalidRequestError
 from fuserve.server.context import ServerContext
 from fuserve.server.errors import invalid
 
-MAX_PROMPTS = 256
+MAX_PROMPTS = 2048
+"""Of one request, as at OpenAI."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +45,12 @@ async def as_token_prompts(
         raise invalid(param, f"{param} is empty.")
     if len(items) > MAX_PROMPTS:
         raise invalid(param, f"{param} holds {len(items)} items; at most {MAX_PROMPTS} are taken.")
-    return [await _as_token_prompt(context, item, param) for item in items]
-
-
-async def _as_token_prompt(
-    context: ServerContext, item: str | list[int], param: str
-) -> TokenPrompt:
-    if not isinstance(item, str):
-        return TokenPrompt(None, item)
+    texts = [item for item in items if isinstance(item, str)]
     try:
-        return TokenPrompt(item, await context.encode(item))
+        encoded = iter(await context.encode_all(texts))
     except InvalidRequestError as error:
         raise invalid(param, str(error)) from error
+    return [
+        TokenPrompt(item, next(encoded)) if isinstance(item, str) else TokenPrompt(None, item)
+        for item in items
+    ]

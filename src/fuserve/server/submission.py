@@ -62,6 +62,9 @@ async def submit(
     facts.engine_request_id = jobs[0].request_id
     facts.model = context.model.name
     facts.streams = body.streams
+    most = context.engine.max_queue_requests
+    if len(jobs) > most:  # they wait together, so later would be no better
+        raise invalid("prompt", f"prompt holds {len(jobs)} items; at most {most} may wait here.")
     if context.config.log_prompts:
         facts.prompt = "\n".join(job.prompt or str(list(job.token_ids)) for job in jobs)
     streams: list[RequestStream] = []
@@ -89,7 +92,7 @@ async def _submit(
         )
     try:
         if job.params.guided is not None:  # compiling a grammar takes time; it is kept
-            await asyncio.to_thread(context.engine.check_request, job.token_ids, job.params)
+            await context.workers.run(context.engine.check_request, job.token_ids, job.params)
         return context.engine.submit(
             job.token_ids,
             job.params,

@@ -1,1 +1,1 @@
-"""Bodies of requests: OpenAI's fields, and vLLM's beside them. Unknown fields are ignored."""
+"""Bodies of requests: OpenAI's fields, and vLLM's beside them. Unknown ones are refused."""

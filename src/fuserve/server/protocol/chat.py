@@ -100,7 +100,11 @@ class ResponseFormat(Body):
 
 
 class ChatBody(SamplingBody):
-    """Messages in, an answer or tool calls out."""
+    """Messages in, an answer or tool calls out.
+
+    The last fields are OpenAI's and change nothing here: they are of its books, its caches, or of
+    efforts that these models do not know.
+    """
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -111,6 +115,17 @@ class ChatBody(SamplingBody):
     tools: list[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    modalities: list[Literal["text"]] | None = None
+
+    metadata: Any = None
+    prediction: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    reasoning_effort: Any = None
+    safety_identifier: Any = None
+    service_tier: Any = None
+    store: Any = None
+    verbosity: Any = None
 
     @field_validator("tools")
     @classmethod

@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fuserve.server.protocol.chat import Message, Tool
-from fuserve.server.protocol.sampling import Body
+from fuserve.server.protocol.sampling import Body, RequestBody
 
 
-class EmbeddingBody(Body):
+class EmbeddingBody(RequestBody):
     """Texts in, vectors out; ``pooling`` and ``normalize`` are fuserve's."""
 
     model: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from fuserve.engine.sampling_params import MAX_CHOICES, SamplingParams
 
@@ -18,13 +18,24 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
 
 
+class RequestBody(Body):
+    """The body of a request: like OpenAI, a name that nobody knows is refused, not ignored.
+
+    What a mistyped ``temprature`` was meant to do would else be missing without a word.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    user: str | None = None  # OpenAI's, of the caller's own books
+
+
 class StreamOptions(Body):
     """What a stream tells beside its text."""
 
     include_usage: bool | None = None
 
 
-class SamplingBody(Body):
+class SamplingBody(RequestBody):
     """Sampling: OpenAI's fields first, then vLLM's."""
 
     model: str | None = None
@@ -53,6 +64,15 @@ class SamplingBody(Body):
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+
+    @field_validator("stream_options")
+    @classmethod
+    def _check_stream_options(
+        cls, options: StreamOptions | None, info: ValidationInfo
+    ) -> StreamOptions | None:
+        if options is not None and not info.data.get("stream"):
+            raise ValueError("only allowed with stream: true")
+        return options
 
     @field_validator("stop")
     @classmethod

@@ -49,15 +49,18 @@ def plan_tools(body: ChatBody, form: ToolFormat) -> ToolPlan:
     if choice == "none":
         return ToolPlan()
     told = [tool.model_dump(exclude_none=True) for tool in tools]
+    several = body.parallel_tool_calls is not False
     if isinstance(choice, NamedToolChoice):
         function = _named(tools, choice.function.name)
         guided = GuidedDecoding("json_schema", json.dumps(_arguments(function)))
         return ToolPlan(told, guided, lambda: NamedCallParser(function.name), finish_reason="stop")
     if choice == "required":
-        several = body.parallel_tool_calls is not False
         guided = GuidedDecoding("json_schema", json.dumps(_calls_schema(tools, several)))
         return ToolPlan(told, guided, lambda: ToolParser(FORCED))
-    return ToolPlan(told, None, lambda: ToolParser(form), form.special_marker)
+    if body.response_format is not None and body.response_format.type != "text":
+        return ToolPlan(told)  # the answer is held to that form, and is no call whatever it says
+    max_calls = None if several else 1
+    return ToolPlan(told, None, lambda: ToolParser(form, max_calls), form.special_marker)
 
 
 def _named(tools: Sequence[Tool], name: str) -> Function:

@@ -46,15 +46,21 @@ class ToolParser:
     """Finds calls of one format among other text.
 
     What turns out to be no call, such as an object without a name, is content.
+
+    Args:
+        form: how the model writes calls.
+        max_calls: what follows that many is dropped; None takes all.
     """
 
-    def __init__(self, form: ToolFormat) -> None:
+    def __init__(self, form: ToolFormat, max_calls: int | None = None) -> None:
         self.num_calls = 0
         self._format = form
+        self._max_calls = max_calls
         self._state: Literal["start", "text", "between", "call", "end"] = (
             "start" if form.bare else "text"
         )
         self._held = ""  # may be the beginning of a marker
+        self._silent = True  # nothing but space since the start or the last call
         self._scanner = CallScanner()
         self._announced = False
 
@@ -78,6 +84,9 @@ class ToolParser:
 
     def _go_on(self, parsed: Parsed) -> bool:
         """Read what the state allows; False when more text is needed."""
+        if self.num_calls == self._max_calls and self._state != "call":
+            self._held = ""
+            return False
         if self._state == "start":
             return self._start()
         if self._state == "text":
@@ -99,12 +108,14 @@ class ToolParser:
         before, found, behind = self._held.partition(marker) if marker else (self._held, "", "")
         if found:
             self._state, self._held = "between", behind
-            parsed.content += before.rstrip() if self.num_calls or not before.strip() else before
+            parsed.content += "" if self._silent and not before.strip() else before
+            self._silent = True
             return True
         num_held = _partial(self._held, marker)
         content = self._held[: len(self._held) - num_held]
-        if self.num_calls and not content.strip():
-            return False  # space between calls
+        if self._silent and not content.strip():
+            return False  # space that a call may follow
+        self._silent = False
         parsed.content += content
         self._held = self._held[len(content) :]
         return False
