@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "simd/sse2.h"
 #include "simd/types.h"
 
 namespace fuserve::FUSERVE_ISA {
@@ -238,66 +239,53 @@ inline void dot_q4(const std::uint8_t* w, std::ptrdiff_t tile_stride, const std:
   }
 }
 
-// The same for q8 blocks. |w| times sign(w) * a keeps the first factor unsigned; one pair of
-// products fills an int16, so each is widened at once.
+// acc[t][row] += sum over 4 features of w[row][k] * a[t][k]. |w| times sign(w) * a keeps the first
+// factor unsigned; one pair of products fills an int16, so each is widened at once.
+template <int T>
+inline void add_signed_bytes(__m256i w_lo, __m256i w_hi, const std::int8_t* a,
+                             std::ptrdiff_t stride, I32x16 (&acc)[T]) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  const __m256i abs_lo = _mm256_sign_epi8(w_lo, w_lo), abs_hi = _mm256_sign_epi8(w_hi, w_hi);
+#pragma GCC unroll 8
+  for (int t = 0; t < T; ++t) {
+    const __m256i x = broadcast4(a + t * stride);
+    const __m256i p_lo = _mm256_maddubs_epi16(abs_lo, _mm256_sign_epi8(x, w_lo));
+    const __m256i p_hi = _mm256_maddubs_epi16(abs_hi, _mm256_sign_epi8(x, w_hi));
+    acc[t].lo = _mm256_add_epi32(acc[t].lo, _mm256_madd_epi16(p_lo, ones));
+    acc[t].hi = _mm256_add_epi32(acc[t].hi, _mm256_madd_epi16(p_hi, ones));
+  }
+}
+
+// The same as dot_q4 for q8 blocks.
 template <int T, int R>
 inline void dot_q8(const std::int8_t* w, std::ptrdiff_t tile_stride, const std::int8_t* a,
                    std::ptrdiff_t stride, I32x16 (&out)[R][T]) {
-  const __m256i ones = _mm256_set1_epi16(1);
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int t = 0; t < T; ++t) out[r][t] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
       const std::int8_t* step = w + r * tile_stride + 64 * j;
-      const __m256i w_lo = load_bytes(step), w_hi = load_bytes(step + 32);
-      const __m256i abs_lo = _mm256_sign_epi8(w_lo, w_lo), abs_hi = _mm256_sign_epi8(w_hi, w_hi);
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) {
-        const __m256i x = broadcast4(a + t * stride + 4 * j);
-        const __m256i p_lo = _mm256_maddubs_epi16(abs_lo, _mm256_sign_epi8(x, w_lo));
-        const __m256i p_hi = _mm256_maddubs_epi16(abs_hi, _mm256_sign_epi8(x, w_hi));
-        out[r][t].lo = _mm256_add_epi32(out[r][t].lo, _mm256_madd_epi16(p_lo, ones));
-        out[r][t].hi = _mm256_add_epi32(out[r][t].hi, _mm256_madd_epi16(p_hi, ones));
-      }
+      add_signed_bytes(load_bytes(step), load_bytes(step + 32), a + 4 * j, stride, out[r]);
     }
   }
-}
-
-// The low and the high nibbles of 16 bytes, less `zero`.
-inline void split_16_bytes(const void* p, int zero, std::int8_t* low, std::int8_t* high) {
-  const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(p));
-  const __m128i mask = _mm_set1_epi8(15), offset = _mm_set1_epi8(static_cast<char>(zero));
-  const __m128i lo = _mm_and_si128(bytes, mask);
-  const __m128i hi = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm_sub_epi8(lo, offset));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm_sub_epi8(hi, offset));
 }
 
 // What add_byte_dot's sums must begin with, for each unit of the sum of the activations, negated.
 inline constexpr int kByteDotOffset = 0;
 
 // acc[r][t][row] += sum over 32 features of q[row][k] * a[t][k] for one block of each of R tiles,
-// whose bytes are q + 128. As in dot_q8, |q| times sign(q) * a keeps the first factor unsigned.
+// whose bytes are q + 128.
 template <int T, int R>
 inline void add_byte_dot(const std::uint8_t* w, std::ptrdiff_t tile_stride, const std::int8_t* a,
                          std::ptrdiff_t stride, I32x16 (&acc)[R][T]) {
-  const __m256i ones = _mm256_set1_epi16(1), offset = _mm256_set1_epi8(-128);
+  const __m256i offset = _mm256_set1_epi8(-128);
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
       const std::uint8_t* step = w + r * tile_stride + 64 * j;
-      const __m256i w_lo = _mm256_xor_si256(load_bytes(step), offset);
-      const __m256i w_hi = _mm256_xor_si256(load_bytes(step + 32), offset);
-      const __m256i abs_lo = _mm256_sign_epi8(w_lo, w_lo), abs_hi = _mm256_sign_epi8(w_hi, w_hi);
-#pragma GCC unroll 8
-      for (int t = 0; t < T; ++t) {
-        const __m256i x = broadcast4(a + t * stride + 4 * j);
-        const __m256i p_lo = _mm256_maddubs_epi16(abs_lo, _mm256_sign_epi8(x, w_lo));
-        const __m256i p_hi = _mm256_maddubs_epi16(abs_hi, _mm256_sign_epi8(x, w_hi));
-        acc[r][t].lo = _mm256_add_epi32(acc[r][t].lo, _mm256_madd_epi16(p_lo, ones));
-        acc[r][t].hi = _mm256_add_epi32(acc[r][t].hi, _mm256_madd_epi16(p_hi, ones));
-      }
+      add_signed_bytes(_mm256_xor_si256(load_bytes(step), offset),
+                       _mm256_xor_si256(load_bytes(step + 32), offset), a + 4 * j, stride, acc[r]);
     }
 }
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "simd/sse2.h"
 #include "simd/types.h"
 
 namespace fuserve::FUSERVE_ISA {
@@ -193,16 +194,6 @@ inline void dot_q8(const std::int8_t* w, std::ptrdiff_t tile_stride, const std::
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) out[r][t].v = _mm512_sub_epi32(out[r][t].v, surplus[r]);
-}
-
-// The low and the high nibbles of 16 bytes, less `zero`.
-inline void split_16_bytes(const void* p, int zero, std::int8_t* low, std::int8_t* high) {
-  const __m128i bytes = _mm_loadu_si128(static_cast<const __m128i*>(p));
-  const __m128i mask = _mm_set1_epi8(15), offset = _mm_set1_epi8(static_cast<char>(zero));
-  const __m128i lo = _mm_and_si128(bytes, mask);
-  const __m128i hi = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm_sub_epi8(lo, offset));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm_sub_epi8(hi, offset));
 }
 
 // What add_byte_dot's sums must begin with, for each unit of the sum of the activations, negated.

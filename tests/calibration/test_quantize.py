@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from fuserve.calibration import CalibrationOptions, quantize_model
 from fuserve.calibration.layout import LayoutName
 from fuserve.checkpoints import load_tokenizer, open_checkpoint, to_float32
+from fuserve.decoder import ExecutorOptions, load_model
 from fuserve.decoder.weights import CheckpointWeights
 from fuserve.errors import CheckpointError, InvalidRequestError, UnsupportedModelError
 from fuserve.quantization import LayerChoice, QuantScheme, recipe_named
@@ -88,6 +90,24 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_files(
     )
     assert done == [2, 3]
     quantized(llama, tmp_path / "whole", text, "gptq")
+    assert contents(broken) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("scheme", ("int8", "gptq"))
+def test_a_run_that_was_interrupted_before_its_first_layer_goes_on(
+    scheme: str, llama: Path, text: Path, tmp_path: Path
+) -> None:
+    def interrupt(_stage: str, _done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    choice = LayerChoice.parse(recipe_named(scheme, 32), [])
+    broken = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        quantize_model(
+            open_checkpoint(llama), broken, choice, OPTIONS, text=text, progress=interrupt
+        )
+    quantized(llama, broken, text, scheme)
+    quantized(llama, tmp_path / "whole", text, scheme)
     assert contents(broken) == contents(tmp_path / "whole")
 
 
@@ -171,6 +191,18 @@ def test_static_activations_have_one_step_for_all_that_read_them(
     assert all(one is not None and one.input_scale for one in layers)
     scales = [one.input_scale for one in layers if one is not None]
     assert scales[0] == scales[1] == scales[2] != scales[3]
+
+
+def test_layers_of_one_input_with_different_steps_are_refused(
+    llama: Path, text: Path, tmp_path: Path
+) -> None:
+    quantized(llama, tmp_path, text, "w8a8-static")
+    (shard,) = tmp_path.glob("model-00001-of-*")
+    arrays = load_file(shard)
+    arrays["model.layers.0.self_attn.k_proj.input_scale"] *= 2
+    save_file(arrays, shard)
+    with pytest.raises(CheckpointError, match="another input_scale than layers.0.q"):
+        load_model(str(tmp_path), ExecutorOptions(max_model_len=64, max_num_seqs=1))
 
 
 def test_what_no_norm_can_take_up_is_left_to_run_time_and_marked_so(

@@ -63,6 +63,12 @@ def test_other_options_have_another_cache_file(cache: Path) -> None:
     assert len(list(cache.rglob("*.packed"))) == 2
 
 
+def test_what_activations_become_is_no_matter_of_the_cache_file(cache: Path) -> None:
+    load_model("demo", OPTIONS)
+    assert load_model("demo", replace(OPTIONS, activations="float")).report.from_cache
+    assert load_model("demo", OPTIONS).report.from_cache
+
+
 @pytest.mark.parametrize("damage", ["truncated", "wrong header"])
 def test_a_damaged_cache_file_is_packed_anew(cache: Path, damage: str) -> None:
     load_model("demo", OPTIONS)

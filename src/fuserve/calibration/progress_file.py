@@ -46,9 +46,11 @@ class ProgressFile:
                 f"{output}: holds an unfinished quantization of another model, scheme or text; "
                 "remove it, or choose a new folder."
             )
-        if state is not None:
-            self.next_layer = int(state["next_layer"])
         self._folder.mkdir(parents=True, exist_ok=True)
+        if state is None:
+            self._save()  # at once, so that the folder is known for what it is from the beginning
+        else:
+            self.next_layer = int(state["next_layer"])
 
     def hidden(self, layer: int, shape: tuple[int, ...]) -> Floats:
         """New memory for the hidden states that enter ``layer``."""
@@ -63,9 +65,7 @@ class ProgressFile:
     def advance(self, layer: int) -> None:
         """All up to ``layer`` is done, and its hidden states are written."""
         self.next_layer = layer
-        unfinished = self._folder / f".{STATE}"
-        unfinished.write_text(json.dumps({"digest": self._digest, "next_layer": layer}))
-        os.replace(unfinished, self._folder / STATE)
+        self._save()
         for path in self._folder.glob("hidden-*.npy"):
             if path != self._hidden_path(layer):
                 path.unlink()
@@ -73,6 +73,12 @@ class ProgressFile:
     def finish(self) -> None:
         """Forget it all: the output is complete."""
         shutil.rmtree(self._folder)
+
+    def _save(self) -> None:
+        unfinished = self._folder / f".{STATE}"
+        state = {"digest": self._digest, "next_layer": self.next_layer}
+        unfinished.write_text(json.dumps(state))
+        os.replace(unfinished, self._folder / STATE)
 
     def _hidden_path(self, layer: int) -> Path:
         return self._folder / f"hidden-{layer}.npy"

@@ -12,15 +12,19 @@ from fuserve.cli.flags import Debug, Json, ModelFlags, ModelOption
 from fuserve.cli.output import WorkProgress, note, print_facts, print_json
 from fuserve.errors import InvalidRequestError
 
+TextOption = Annotated[Path, typer.Option("--text", help="A UTF-8 text file.")]
+ContextOption = Annotated[int, typer.Option("--context", help="Tokens of a window.", min=2)]
+StrideOption = Annotated[
+    int, typer.Option("--stride", help="Tokens between beginnings of windows.", min=1)
+]
+
 
 def perplexity(
     model: ModelOption,
-    text: Annotated[Path, typer.Option("--text", help="A UTF-8 text file.")],
+    text: TextOption,
     flags: ModelFlags,
-    context: Annotated[int, typer.Option("--context", help="Tokens of a window.", min=2)] = 512,
-    stride: Annotated[
-        int, typer.Option("--stride", help="Tokens between beginnings of windows.", min=1)
-    ] = 256,
+    context: ContextOption = 512,
+    stride: StrideOption = 256,
     json: Json = False,
     debug: Debug = False,
 ) -> None:

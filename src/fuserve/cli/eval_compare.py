@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fuserve.cli.eval import read_text
+from fuserve.cli.eval import ContextOption, StrideOption, TextOption, read_text
 from fuserve.cli.eval_schemes import (
     BASE,
     OF_THE_RECIPE,
@@ -54,12 +54,10 @@ def compare(
             help="With commas: int8, int4+g128, w8a8, llm-int8, gptq, keep+kv-int8, ./a-folder, …",
         ),
     ],
-    text: Annotated[Path, typer.Option("--text", help="A UTF-8 text file.")],
+    text: TextOption,
     flags: ModelFlags,
-    context: Annotated[int, typer.Option("--context", help="Tokens of a window.", min=2)] = 512,
-    stride: Annotated[
-        int, typer.Option("--stride", help="Tokens between beginnings of windows.", min=1)
-    ] = 256,
+    context: ContextOption = 512,
+    stride: StrideOption = 256,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Write accuracy against size as a PNG.")
     ] = None,

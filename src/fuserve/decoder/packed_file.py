@@ -22,6 +22,8 @@ from fuserve.decoder.storage_plan import PlannedTensor
 
 MAGIC = b"FUSERVE2"
 PAGE_BYTES = 4096
+USE_FIELDS = {"activations", "outlier_threshold"}
+"""Fields of a ``PlannedTensor`` that change nothing in its bytes."""
 
 Memory = npt.NDArray[np.uint8]
 
@@ -36,6 +38,12 @@ def packed_bytes(plan: Mapping[str, PlannedTensor]) -> int:
     return max(tensor.offset + tensor.num_bytes for tensor in plan.values())
 
 
+def _stored(tensor: PlannedTensor) -> dict[str, object]:
+    """What the header says of a tensor: not how it is used, so that all uses share one file."""
+    fields = asdict(tensor)
+    return {name: value for name, value in fields.items() if name not in USE_FIELDS}
+
+
 class PackedFile:
     """The cache file of one plan.
 
@@ -46,7 +54,7 @@ class PackedFile:
 
     def __init__(self, path: Path, plan: Mapping[str, PlannedTensor]) -> None:
         self._path = path
-        header = json.dumps([asdict(tensor) for tensor in plan.values()]).encode()
+        header = json.dumps([_stored(tensor) for tensor in plan.values()]).encode()
         start = MAGIC + len(header).to_bytes(8, "little") + header
         self._start = start.ljust(-(-len(start) // PAGE_BYTES) * PAGE_BYTES, b"\0")
         self._num_bytes = len(self._start) + packed_bytes(plan)

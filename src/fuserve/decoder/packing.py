@@ -10,8 +10,9 @@ import numpy as np
 from fuserve._native import ThreadPool
 from fuserve.checkpoints import Tensor, to_float32
 from fuserve.decoder.packed_file import Memory, PackedFile, packed_bytes
-from fuserve.decoder.storage_plan import PLAIN, VECTORS, PlannedTensor
+from fuserve.decoder.storage_plan import PLAIN, VECTORS, PlannedTensor, place_of
 from fuserve.decoder.weights import DecoderWeights
+from fuserve.errors import CheckpointError
 from fuserve.kernels.linear import pack_codes, pack_floats
 from fuserve.quantization import GGML_GRIDS, codes_of
 
@@ -61,12 +62,25 @@ def _slot(memory: Memory, tensor: PlannedTensor) -> Memory:
 def _pack_vectors(
     source: Tensor, target: PlannedTensor, plan: Mapping[str, PlannedTensor], memory: Memory
 ) -> None:
-    """What belongs to a quantized linear beside its weights."""
+    """What belongs to a quantized linear beside its weights.
+
+    Raises:
+        CheckpointError: another linear of the same input has another vector.
+    """
     for field in VECTORS:
-        planned = plan.get(f"{target.name}.{field}")
-        if planned is not None:
-            values = getattr(source.quantized, field)
-            _slot(memory, planned).view(np.float32)[:] = values
+        planned = place_of(target.name, field, plan)
+        values = getattr(source.quantized, field, None)
+        if planned is None or values is None:
+            continue
+        slot = _slot(memory, planned).view(np.float32)
+        if planned.vector_of == target.name:
+            slot[:] = values
+        elif not np.array_equal(slot, np.float32(np.atleast_1d(values))):
+            raise CheckpointError(
+                f"has another {field} than {planned.vector_of}, which reads the same input.",
+                tensor=target.name,
+                remedy="Their input is quantized once; calibrate such layers together.",
+            )
 
 
 def _pack(source: Tensor, target: PlannedTensor, slot: Memory, pool: ThreadPool) -> None:
