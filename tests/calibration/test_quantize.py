@@ -201,7 +201,7 @@ def test_layers_of_one_input_with_different_steps_are_refused(
     arrays = load_file(shard)
     arrays["model.layers.0.self_attn.k_proj.input_scale"] *= 2
     save_file(arrays, shard)
-    with pytest.raises(CheckpointError, match="another input_scale than layers.0.q"):
+    with pytest.raises(CheckpointError, match=r"another input_scale than layers\.0\.q"):
         load_model(str(tmp_path), ExecutorOptions(max_model_len=64, max_num_seqs=1))
 
 

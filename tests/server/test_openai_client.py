@@ -95,6 +95,46 @@ def test_the_async_client_runs_requests_together(demo: RunningServer) -> None:
     assert answers[:6] == answers[6:]
 
 
+def test_the_async_client_gets_what_the_sync_client_gets_of_every_endpoint(
+    client: OpenAI, demo: RunningServer
+) -> None:
+    chat: dict[str, Any] = {"messages": QUESTION, "max_tokens": 12, **GREEDY}
+    plain: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 12, **GREEDY}
+    inputs: dict[str, Any] = {"model": "demo", "input": ["one", "two"]}
+
+    async def answers() -> list[Any]:
+        async with AsyncOpenAI(base_url=f"{demo.url}/v1", api_key="none", timeout=WAIT_S) as own:
+            models = [model.id async for model in own.models.list()]
+            model = await own.models.retrieve("smol")
+            answer = await own.chat.completions.create(**chat)
+            chunks = [c async for c in await own.chat.completions.create(stream=True, **chat)]
+            completion = await own.completions.create(**plain)
+            pieces = [c async for c in await own.completions.create(stream=True, **plain)]
+            vectors = await own.embeddings.create(**inputs)
+        return [
+            models,
+            model.id,
+            answer.choices[0].message.content,
+            text_of(chunks),
+            completion.choices[0].text,
+            "".join(choice.text for piece in pieces for choice in piece.choices),
+            [item.embedding for item in vectors.data],
+        ]
+
+    answer = client.chat.completions.create(**chat).choices[0].message.content
+    text = client.completions.create(**plain).choices[0].text
+    assert answer and text
+    assert asyncio.run(answers()) == [
+        [model.id for model in client.models.list()],
+        client.models.retrieve("smol").id,
+        answer,
+        answer,
+        text,
+        text,
+        [item.embedding for item in client.embeddings.create(**inputs).data],
+    ]
+
+
 def test_seeded_choices_repeat_and_differ_from_each_other(client: OpenAI) -> None:
     def choices() -> list[str]:
         answer = client.completions.create(
