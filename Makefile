@@ -50,6 +50,7 @@ lint: $(DEV)/.stamps/fuserve  ## Check style, types and who imports whom.
 	$(DEV)/bin/ruff format --check .
 	$(DEV)/bin/mypy
 	$(DEV)/bin/lint-imports
+	! git grep -nE '^(<{7} |>{7} )'  # a merge left half done
 	find csrc -name '*.cpp' -o -name '*.h' | xargs -r $(DEV)/bin/clang-format --dry-run -Werror
 
 format: $(DEV)/.stamps/tools  ## Rewrite the sources in the project's style.
