@@ -100,7 +100,8 @@ def print_machine(machine: dict[str, Any], ceilings: Ceilings) -> None:
         f"{machine['cpu']}, {machine['isa']}, {machine['num_threads']} threads: reads "
         f"{ceilings.read_bytes_per_s / 1e9:.1f} GB/s, fp32 {ceilings.fp32_op_per_s / 1e9:.0f}, "
         f"int8 dot {ceilings.int8_dot_op_per_s / 1e9:.0f}, "
-        f"int4 dot {ceilings.int4_dot_op_per_s / 1e9:.0f} GOP/s"
+        f"int4 dot {ceilings.int4_dot_op_per_s / 1e9:.0f}, "
+        f"row dot {ceilings.row_dot_op_per_s / 1e9:.0f} GOP/s"
     )
 
 

@@ -71,7 +71,9 @@ class Kernel:
         """The instruction ceiling that applies."""
         if self.input == InputKind.FLOATS:
             return "fp32 FMA", ceilings.fp32_op_per_s
-        if self.storage.format in (WeightFormat.Q8, WeightFormat.Q8_CHANNEL):
+        if self.storage.format == WeightFormat.Q8_CHANNEL:
+            return "row dot", ceilings.row_dot_op_per_s
+        if self.storage.format == WeightFormat.Q8:
             return "int8 dot", ceilings.int8_dot_op_per_s
         return "int4 dot", ceilings.int4_dot_op_per_s
 

@@ -11,7 +11,12 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from fuserve.kernels.machine import measure_bandwidth, measure_byte_dot, measure_fp32
+from fuserve.kernels.machine import (
+    measure_bandwidth,
+    measure_byte_dot,
+    measure_fp32,
+    measure_row_dot,
+)
 
 COLD_BYTES = 256 << 20
 """Copies of one operand fill at least this much, far more than a last-level cache."""
@@ -42,6 +47,7 @@ class Ceilings:
     fp32_op_per_s: float
     int8_dot_op_per_s: float
     int4_dot_op_per_s: float
+    row_dot_op_per_s: float
 
     @classmethod
     def measure(cls, threads: int) -> Ceilings:
@@ -51,6 +57,7 @@ class Ceilings:
             measure_fp32(threads),
             measure_byte_dot(threads, int4=False),
             measure_byte_dot(threads, int4=True),
+            measure_row_dot(threads),
         )
 
 

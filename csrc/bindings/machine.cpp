@@ -47,4 +47,8 @@ void bind_machine(nb::module_& m) {
         return kernels(isa).byte_dot_rate(pool, q4);
       },
       nb::call_guard<nb::gil_scoped_release>());
+  m.def(
+      "row_dot_rate",
+      [](const std::string& isa, ThreadPool& pool) { return kernels(isa).row_dot_rate(pool); },
+      nb::call_guard<nb::gil_scoped_release>());
 }

@@ -109,7 +109,8 @@ const Kernels& kernel_table() {
                              make_decoder,
                              read_bandwidth,
                              fp32_rate,
-                             byte_dot_rate};
+                             byte_dot_rate,
+                             row_dot_rate};
   return table;
 }
 

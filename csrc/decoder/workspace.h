@@ -34,11 +34,12 @@ class RowBuffer {
     records_.get<std::int8_t>(r * QuantizedLayout{cols}.stride());
     tokens_.get<std::int8_t>(r * TokenLayout{cols}.stride());
     outliers_.get<Outlier>(r * static_cast<size_t>(cols));
+    quads_.get<LooseQuad>(r * static_cast<size_t>(most_loose_quads(cols)));
   }
   // The buffer as rows of `cols` features, at most as many as were reserved.
   MutableRows view(int cols) {
     const TokenRows tokens{tokens_.get<std::int8_t>(0), outliers_.get<Outlier>(0),
-                           TokenLayout{cols}};
+                           quads_.get<LooseQuad>(0), TokenLayout{cols}};
     return {values_.get<float>(0), value_stride(cols), records_.get<std::int8_t>(0),
             QuantizedLayout{cols}, tokens};
   }
@@ -47,7 +48,7 @@ class RowBuffer {
   // An odd number of cache lines, so that equal places of several rows do not share a cache set.
   static int value_stride(int cols) { return (ceil_div(cols, kTileRows) | 1) * kTileRows; }
 
-  Scratch values_, records_, tokens_, outliers_;
+  Scratch values_, records_, tokens_, outliers_, quads_;
 };
 
 struct ThreadMemory {

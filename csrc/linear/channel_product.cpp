@@ -19,8 +19,21 @@ struct Pass {
   int count;
 };
 
-// T rows times R tiles.
 template <int T, int R>
+void add_loose_quads(const std::uint8_t* weights, std::ptrdiff_t tile_stride, const TokenRows& x,
+                     int row, I32x16 (&acc)[R][T]) {
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) {
+    const LooseQuad* quad = x.loose_quads_of(row + t);
+    const LooseQuad* end = quad + x.header(row + t).loose.count;
+    for (; quad != end; ++quad)
+      for (int r = 0; r < R; ++r)
+        add_byte_quad(weights + r * tile_stride + quad->first / 4 * 64, quad->values, acc[r][t]);
+  }
+}
+
+// T rows times R tiles, so many quads of the rows in one sum of the instruction set's.
+template <int Quads, int T, int R>
 void byte_kernel(const PackedLinear& w, const std::uint8_t* tile, const TokenRows& x, int row,
                  Pass pass, float* out, std::ptrdiff_t out_stride) {
   const auto tile_stride = static_cast<std::ptrdiff_t>(w.tile_bytes());
@@ -34,11 +47,12 @@ void byte_kernel(const PackedLinear& w, const std::uint8_t* tile, const TokenRow
     for (int r = 0; r < R; ++r) acc[r][t] = start;
   }
   const std::uint8_t* weights = tile + kHeader;
+  if constexpr (Quads > 0) add_loose_quads(weights, tile_stride, x, row, acc);
   const std::ptrdiff_t ahead = R * tile_stride;
   for (int block = 0; block < w.blocks(); ++block) {
     for (int line = 64 * pass.number; line < kBlock; line += 64 * pass.count)
       for (int r = 0; r < R; ++r) prefetch(weights + r * tile_stride + ahead + line);
-    add_byte_dot<T, R>(weights, tile_stride, values, stride, acc);
+    add_byte_dot<Quads>(weights, tile_stride, values, stride, acc);
     weights += kBlock;
     values += kBlockCols;
   }
@@ -53,6 +67,12 @@ void byte_kernel(const PackedLinear& w, const std::uint8_t* tile, const TokenRow
   }
 }
 
+bool have_sums_of_two(const TokenRows& x, int row, int count) {
+  for (int t = 0; t < count; ++t)
+    if (x.header(row + t).loose.quads_per_sum < 2) return false;
+  return true;
+}
+
 template <int R>
 void byte_tiles(const PackedLinear& w, const TokenRows& x, int first_row, int last_row, int tile,
                 float* out, std::ptrdiff_t out_stride) {
@@ -61,8 +81,11 @@ void byte_tiles(const PackedLinear& w, const TokenRows& x, int first_row, int la
   for (int row = first_row; row < last_row; ++pass.number) {
     const int rows = ceil_div(last_row - row, pass.count - pass.number);
     with_count<kByteDotTokens>(rows, [&]<int T>() {
-      byte_kernel<T, R>(w, w.tile(tile), x, row, pass, out + (row - first_row) * out_stride,
-                        out_stride);
+      float* c = out + (row - first_row) * out_stride;
+      if (kQuadsPerSum < 2 || have_sums_of_two(x, row, T))
+        byte_kernel<kQuadsPerSum, T, R>(w, w.tile(tile), x, row, pass, c, out_stride);
+      else
+        byte_kernel<std::min(kQuadsPerSum, 1), T, R>(w, w.tile(tile), x, row, pass, c, out_stride);
     });
     row += rows;
   }

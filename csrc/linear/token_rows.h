@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "linear/format.h"
+#include "linear/loose_quads.h"
 #include "simd/simd.h"
 
 namespace fuserve::FUSERVE_ISA {
@@ -20,8 +21,9 @@ struct Outlier {
 // What stands behind the int8 values of a row.
 struct TokenHeader {
   float scale;
-  std::int32_t sum;       // of the int8 values
+  std::int32_t sum;       // of the int8 values, with those of loose quads
   std::int32_t outliers;  // how many there are in the row's list
+  LooseQuads loose;       // in the row's other list
 };
 
 struct TokenLayout {
@@ -35,6 +37,7 @@ struct TokenLayout {
 struct TokenRows {
   std::int8_t* records = nullptr;  // of `layout`
   Outlier* outliers = nullptr;     // [rows, cols], each row's by ascending column
+  LooseQuad* quads = nullptr;      // [rows, most_loose_quads(cols)]
   TokenLayout layout;
 
   std::int8_t* record(int row) const {
@@ -45,6 +48,9 @@ struct TokenRows {
   }
   Outlier* outliers_of(int row) const {
     return outliers + row * static_cast<std::ptrdiff_t>(layout.cols);
+  }
+  LooseQuad* loose_quads_of(int row) const {
+    return quads + row * static_cast<std::ptrdiff_t>(most_loose_quads(layout.cols));
   }
 };
 
@@ -117,7 +123,8 @@ inline void quantize_token(const float* x, int row, const LinearInput& input,
     store_i8(values + k, q);
   }
   const int outliers = separate ? list_outliers(x, cols, threshold, out.outliers_of(row)) : 0;
-  out.header(row) = {scale + reduce_add(poison), reduce_add(sum), outliers};
+  const LooseQuads loose = take_out_quads(values, cols, out.loose_quads_of(row));
+  out.header(row) = {scale + reduce_add(poison), reduce_add(sum), outliers, loose};
 }
 
 }  // namespace fuserve::FUSERVE_ISA

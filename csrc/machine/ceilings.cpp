@@ -97,4 +97,27 @@ double byte_dot_rate(ThreadPool& pool, bool q4) {
   });
 }
 
+double row_dot_rate(ThreadPool& pool) {
+  constexpr int kLoops = 20'000, kBlocks = 8, T = kByteDotTokens, R = kTilesAtOnce;
+  constexpr std::ptrdiff_t kStride = 320, kTile = 512 * kBlocks;
+  return best_rate(pool, 2.0 * 16 * 32 * T * R * kBlocks * kLoops, [](Team&, int thread) {
+    const std::vector<std::uint8_t> weights(R * kTile, static_cast<std::uint8_t>(137 + thread));
+    const std::vector<std::int8_t> rows(T * kStride, std::int8_t{5});
+    F32x16 total = zero();
+    for (int loop = 0; loop < kLoops; ++loop) {
+      I32x16 acc[R][T];
+      for (auto& tile : acc)
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) tile[t] = set1_i32(0);
+      for (int block = 0; block < kBlocks; ++block)
+        add_byte_dot<kQuadsPerSum>(weights.data() + 512 * block, kTile, rows.data() + 32 * block,
+                                   kStride, acc);
+      for (const auto& tile : acc)
+#pragma GCC unroll 16
+        for (int t = 0; t < T; ++t) total = add(total, to_float(tile[t]));
+    }
+    sink = reduce_add(total);
+  });
+}
+
 }  // namespace fuserve::FUSERVE_ISA

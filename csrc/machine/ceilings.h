@@ -14,4 +14,7 @@ double fp32_rate(ThreadPool& pool);
 // Operations a second of the q4 (or q8) block dot product on data in the first-level cache.
 double byte_dot_rate(ThreadPool& pool, bool q4);
 
+// The same of whole rows of int8, which W8A8 multiplies.
+double row_dot_rate(ThreadPool& pool);
+
 }  // namespace fuserve::FUSERVE_ISA

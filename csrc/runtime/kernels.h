@@ -29,6 +29,7 @@ struct Kernels {
   double (*read_bandwidth)(ThreadPool&, size_t bytes, int passes);
   double (*fp32_rate)(ThreadPool&);
   double (*byte_dot_rate)(ThreadPool&, bool q4);
+  double (*row_dot_rate)(ThreadPool&);
 };
 
 // By name, or the best available for an empty name. Throws std::invalid_argument.

@@ -271,21 +271,67 @@ inline void dot_q8(const std::int8_t* w, std::ptrdiff_t tile_stride, const std::
   }
 }
 
-// What add_byte_dot's sums must begin with, for each unit of the sum of the activations, negated.
-inline constexpr int kByteDotOffset = 0;
+// Quads (four neighbouring features) that add_byte_dot sums in 16 bits before it widens them.
+inline constexpr int kQuadsPerSum = 2;
 
-// acc[r][t][row] += sum over 32 features of q[row][k] * a[t][k] for one block of each of R tiles,
-// whose bytes are q + 128.
-template <int T, int R>
+// A bit for each eight of 32 values: whether sums of one or two quads of it, times bytes up to 255,
+// can leave 16 bits. A sum takes features 0 and 1, or 2 and 3, of its quads. Products of one sign
+// are at most 128 * 255 = 32640 if their values sum to at most 128, and those of both lie between.
+template <int Quads>
+inline std::uint32_t overflowing_eights(const std::int8_t* a) {
+  const __m256i x = load_bytes(a), zeros = _mm256_setzero_si256();
+  const auto exceeds = [](__m256i magnitudes) {
+    __m256i sums = _mm256_maddubs_epi16(magnitudes, _mm256_set1_epi8(1));
+    if constexpr (Quads == 2) sums = _mm256_add_epi16(sums, _mm256_shuffle_epi32(sums, 0xB1));
+    return _mm256_cmpgt_epi16(sums, _mm256_set1_epi16(128));
+  };
+  const __m256i positive = _mm256_max_epi8(x, zeros);
+  const __m256i negative = _mm256_max_epi8(_mm256_sub_epi8(zeros, x), zeros);
+  const __m256i any = _mm256_or_si256(exceeds(positive), exceeds(negative));
+  const __m256i none = _mm256_cmpeq_epi64(any, zeros);
+  return ~static_cast<std::uint32_t>(_mm256_movemask_pd(_mm256_castsi256_pd(none))) & 15U;
+}
+
+// What add_byte_dot's sums must begin with, for each unit of the sum of the activations, negated.
+inline constexpr int kByteDotOffset = 128;
+
+// acc[row] += sum over a quad of (q + 128)[row][k] * a[k], which does not overflow.
+inline void add_byte_quad(const std::uint8_t* w, const std::int8_t* a, I32x16& acc) {
+  const __m256i ones = _mm256_set1_epi16(1), x = broadcast4(a);
+  const __m256i lo = _mm256_maddubs_epi16(load_bytes(w), x);
+  const __m256i hi = _mm256_maddubs_epi16(load_bytes(w + 32), x);
+  acc.lo = _mm256_add_epi32(acc.lo, _mm256_madd_epi16(lo, ones));
+  acc.hi = _mm256_add_epi32(acc.hi, _mm256_madd_epi16(hi, ones));
+}
+
+// acc[r][t][row] += sum over 32 features of (q + 128)[row][k] * a[t][k] for one block of each of R
+// tiles, whose bytes are q + 128. Sums of so many quads of the a's do not overflow.
+template <int Quads, int T, int R>
 inline void add_byte_dot(const std::uint8_t* w, std::ptrdiff_t tile_stride, const std::int8_t* a,
                          std::ptrdiff_t stride, I32x16 (&acc)[R][T]) {
-  const __m256i offset = _mm256_set1_epi8(-128);
+  const __m256i ones = _mm256_set1_epi16(1);
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) {
-      const std::uint8_t* step = w + r * tile_stride + 64 * j;
-      add_signed_bytes(_mm256_xor_si256(load_bytes(step), offset),
-                       _mm256_xor_si256(load_bytes(step + 32), offset), a + 4 * j, stride, acc[r]);
+    for (int quad = 0; quad < 8; quad += Quads) {
+      const std::uint8_t* step = w + r * tile_stride + 64 * quad;
+      __m256i w_lo[Quads], w_hi[Quads];
+#pragma GCC unroll 2
+      for (int i = 0; i < Quads; ++i) {
+        w_lo[i] = load_bytes(step + 64 * i);
+        w_hi[i] = load_bytes(step + 64 * i + 32);
+      }
+#pragma GCC unroll 8
+      for (int t = 0; t < T; ++t) {
+        __m256i x = broadcast4(a + t * stride + 4 * quad);
+        __m256i lo = _mm256_maddubs_epi16(w_lo[0], x), hi = _mm256_maddubs_epi16(w_hi[0], x);
+        if constexpr (Quads == 2) {
+          x = broadcast4(a + t * stride + 4 * quad + 4);
+          lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(w_lo[1], x));
+          hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(w_hi[1], x));
+        }
+        acc[r][t].lo = _mm256_add_epi32(acc[r][t].lo, _mm256_madd_epi16(lo, ones));
+        acc[r][t].hi = _mm256_add_epi32(acc[r][t].hi, _mm256_madd_epi16(hi, ones));
+      }
     }
 }
 

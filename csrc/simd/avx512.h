@@ -196,12 +196,15 @@ inline void dot_q8(const std::int8_t* w, std::ptrdiff_t tile_stride, const std::
     for (int t = 0; t < T; ++t) out[r][t].v = _mm512_sub_epi32(out[r][t].v, surplus[r]);
 }
 
+// add_byte_dot sums in 32 bits, which no quads overflow.
+inline constexpr int kQuadsPerSum = 0;
+
 // What add_byte_dot's sums must begin with, for each unit of the sum of the activations, negated.
 inline constexpr int kByteDotOffset = 128;
 
 // acc[r][t][row] += sum over 32 features of (q[row][k] + 128) * a[t][k] for one block of each of R
 // tiles, whose bytes are q + 128: what the instruction wants.
-template <int T, int R>
+template <int Quads, int T, int R>
 inline void add_byte_dot(const std::uint8_t* w, std::ptrdiff_t tile_stride, const std::int8_t* a,
                          std::ptrdiff_t stride, I32x16 (&acc)[R][T]) {
 #pragma GCC unroll 8

@@ -228,12 +228,36 @@ inline void split_16_bytes(const void* p, int zero, std::int8_t* low, std::int8_
   }
 }
 
+// add_byte_dot sums in 32 bits, but rows are cut as AVX2 wants them, so that sanitizers see it.
+inline constexpr int kQuadsPerSum = 2;
+
+// A bit for each eight of 32 values: whether those of one sign in features 0 and 1, or 2 and 3, of
+// one quad or of both of its quads sum to more than 128.
+template <int Quads>
+inline std::uint32_t overflowing_eights(const std::int8_t* a) {
+  std::uint32_t eights = 0;
+  for (int first = 0; first < 32; first += 4 * Quads)
+    for (int pair = first; pair < first + 4; pair += 2) {
+      int positive = 0, negative = 0;
+      for (int k = pair; k < pair + 4 * Quads; k += 4)
+        for (int i = 0; i < 2; ++i) (a[k + i] > 0 ? positive : negative) += a[k + i];
+      if (positive > 128 || negative < -128) eights |= 1U << (first / 8);
+    }
+  return eights;
+}
+
 // What add_byte_dot's sums must begin with, for each unit of the sum of the activations, negated.
 inline constexpr int kByteDotOffset = 0;
 
+// acc[row] += sum over a quad of q[row][k] * a[k], of bytes that are q + 128.
+inline void add_byte_quad(const std::uint8_t* w, const std::int8_t* a, I32x16& acc) {
+  for (int row = 0; row < 16; ++row)
+    for (int i = 0; i < 4; ++i) acc.v[row] += (w[4 * row + i] - 128) * a[i];
+}
+
 // acc[r][t][row] += sum over 32 features of q[row][k] * a[t][k] for one block of each of R tiles,
 // whose bytes are q + 128.
-template <int T, int R>
+template <int Quads, int T, int R>
 inline void add_byte_dot(const std::uint8_t* w, std::ptrdiff_t tile_stride, const std::int8_t* a,
                          std::ptrdiff_t stride, I32x16 (&acc)[R][T]) {
   for (int r = 0; r < R; ++r)

@@ -170,6 +170,20 @@ def test_the_longest_sums_of_the_largest_products_are_exact(isa: str) -> None:
         assert np.array_equal(matrix.product(x, TOKEN), reference(matrix, x, TOKEN))
 
 
+@pytest.mark.parametrize("most", [64, 65, 127])
+def test_neighbours_that_overflow_16_bits_together_are_exact(isa: str, most: int) -> None:
+    # Bytes of 255 and 1 times pairs and fours that sum to 128, just more, and all there is.
+    rng = np.random.default_rng(most)
+    codes = rng.choice(np.array([-127, 127], np.int8), (48, 100))
+    matrix = Matrix(codes, np.ones((48, 1), np.float32))
+    values = np.array([-most, -64, -63, -1, 0, 1, 2, 63, 64, most], np.float32)
+    dense = rng.choice(values, (120, 100))
+    sparse = np.where(rng.random((120, 100)) < 0.1, dense, 0).astype(np.float32)
+    whole = LinearInput(InputKind.FIXED, scale=1.0)
+    for x in (dense, sparse, np.full((5, 100), most, np.float32)):
+        assert np.array_equal(matrix.product(x, whole), reference(matrix, x, whole))
+
+
 def test_shift_and_multiplier_come_before_the_rounding(isa: str) -> None:
     matrix = Matrix.draw(20, 70)
     x, shift, multiplier = draw(1, 5, 70), draw(2, 70), np.exp(draw(3, 70))

@@ -90,3 +90,8 @@ def measure_fp32(threads: int) -> float:
 def measure_byte_dot(threads: int, *, int4: bool) -> float:
     """Operations a second of the int8 x int4 (or int8) block dot product on cached data."""
     return float(_native.byte_dot_rate(selected_isa(), ThreadPool(threads), int4))
+
+
+def measure_row_dot(threads: int) -> float:
+    """Operations a second of the dot product of whole int8 rows (W8A8) on cached data."""
+    return float(_native.row_dot_rate(selected_isa(), ThreadPool(threads)))

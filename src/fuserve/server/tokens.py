@@ -1,4 +1,4 @@
-"""``/tokenize`` and ``/detokenize``, as vLLM has them."""
+"""``/tokenize``, ``/detokenize`` and ``/tokenizer_info``, as vLLM has them."""
 
 from __future__ import annotations
 
@@ -43,6 +43,13 @@ def token_router(context: ServerContext) -> APIRouter:
         except InvalidRequestError as error:
             raise invalid("tokens", str(error)) from error
         return json_response({"prompt": text})
+
+    @router.get("/tokenizer_info", response_model=None)
+    async def tokenizer_info() -> Response:
+        """Special tokens and chat template, for clients that tokenize through this server."""
+        tokenizer = context.tokenizer
+        template = tokenizer.chat_template_source or None
+        return json_response({**tokenizer.special_names, "chat_template": template})
 
     return router
 
