@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -12,6 +14,7 @@ import numpy.typing as npt
 from fuserve import architectures
 from fuserve.architectures import DecoderSpec, TensorSource, spec_and_weight_map, tensor_shapes
 from fuserve.checkpoints import Checkpoint, Tensor, to_float32
+from fuserve.decoder.model_part import Span
 from fuserve.errors import CheckpointError
 from fuserve.quantization import QuantScheme
 
@@ -42,8 +45,11 @@ class DecoderWeights(Protocol):
         """Which vectors (``QuantizedLinear``'s names) belong to quantized tensor ``name``."""
         ...
 
-    def tensor(self, name: str) -> Tensor:
-        """Canonical tensor ``name``, linear weights as ``[out_features, in_features]``."""
+    def tensor(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Tensor:
+        """Canonical tensor ``name``, linear weights as ``[out_features, in_features]``.
+
+        ``rows`` and ``cols`` are first and stop of a piece of it; None is all of them.
+        """
         ...
 
     def release(self, name: str) -> None:
@@ -54,7 +60,7 @@ class DecoderWeights(Protocol):
 class CheckpointWeights:
     """The weights of a checkpoint, checked to be complete before the first is read.
 
-    Block-quantized tensors stay so, as nothing but whole rows is ever cut out of them.
+    Block-quantized tensors stay so, unless a piece cuts through their blocks: that is float32.
 
     Raises:
         CheckpointError: a tensor is missing or has an unexpected shape.
@@ -84,16 +90,23 @@ class CheckpointWeights:
         """Which vectors belong to quantized tensor ``name``."""
         return self._checkpoint.vectors(self._sources[name].name)
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Tensor:
         """Canonical tensor ``name``; a view of the file where nothing had to be computed."""
         source = self._sources[name]
         tensor = self._checkpoint.tensor(source.name)
         if source.transpose:
-            tensor = _plain(tensor, tensor.data.T)
+            tensor = replace(tensor, shape=tensor.shape[::-1], data=tensor.data.T)
         if source.rows is not None:
             tensor = tensor.rows(*source.rows)
         if source.per_head is not None:
-            tensor = tensor.take(source.per_head.rows(tensor.shape[0]))
+            taken = source.per_head.rows(tensor.shape[0])
+            tensor = tensor.take(taken if rows is None else taken[slice(*rows)])
+        elif rows is not None:
+            tensor = tensor.rows(*rows)
+        if cols is not None:
+            tensor = _columns(tensor, cols)
+        if source.transpose:
+            tensor = replace(tensor, data=np.ascontiguousarray(tensor.data))
         if source.add:
             shifted = to_float32(tensor) + np.float32(source.add)
             tensor = Tensor(tensor.name, "F32", tensor.shape, shifted)
@@ -190,16 +203,29 @@ class DummyWeights:
         """Empty: nothing is quantized."""
         return frozenset()
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Tensor:
         """Canonical tensor ``name``, made anew at every call."""
         shape = self._shapes[name]
-        offset = zlib.crc32(f"{self._seed}/{name}".encode()) % DUMMY_PERIOD
-        values = np.resize(np.roll(self._values, -offset), shape)
+        first, stop = rows or (0, shape[0])
+        row_size = math.prod(shape[1:])
+        begin = zlib.crc32(f"{self._seed}/{name}".encode()) + first * row_size
+        values = self._drawn(begin, (stop - first) * row_size).reshape(-1, *shape[1:])
         if len(shape) > 1:
-            return Tensor(name, "F16", shape, values)
+            tensor = Tensor(name, "F16", values.shape, values)
+            return tensor if cols is None else tensor.columns(*cols)
         centre = np.float32(name.endswith("norm"))
         vector: npt.NDArray[np.float32] = values.astype(np.float32) + centre
-        return Tensor(name, "F32", shape, vector)
+        return Tensor(name, "F32", vector.shape, vector)
+
+    def _drawn(self, begin: int, count: int) -> npt.NDArray[np.float16]:
+        """Values from ``begin`` on, over and over  # [count]"""
+        values = np.empty(count, np.float16)
+        done = 0
+        while done < count:
+            run = self._values[(begin + done) % DUMMY_PERIOD :][: count - done]
+            values[done : done + len(run)] = run
+            done += len(run)
+        return values
 
     def release(self, name: str) -> None:
         """Nothing is kept of any tensor."""
@@ -214,5 +240,8 @@ def spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
     return architectures.spec_from_config(config)
 
 
-def _plain(tensor: Tensor, data: npt.NDArray[np.generic]) -> Tensor:
-    return Tensor(tensor.name, tensor.dtype, data.shape, np.ascontiguousarray(data))
+def _columns(tensor: Tensor, cols: Span) -> Tensor:
+    if tensor.cuts_blocks(*cols):
+        values = to_float32(tensor)
+        tensor = Tensor(tensor.name, "F32", values.shape, values)
+    return tensor.columns(*cols)
