@@ -18,12 +18,15 @@ from fuserve.architectures import (
     alibi_slopes,
     rope_frequencies,
 )
+from fuserve.decoder.communicator import Communicator
 from fuserve.decoder.options import ExecutorOptions
 from fuserve.decoder.packed_reader import PackedReader
 from fuserve.decoder.packing import Progress, packed_memory
+from fuserve.decoder.shard import WHOLE_MODEL, Shard
 from fuserve.decoder.step import StepBatch
 from fuserve.decoder.storage_plan import PlannedTensor, plan_storage
 from fuserve.decoder.weights import DecoderWeights
+from fuserve.errors import InvalidRequestError
 from fuserve.kernels.cache import CacheType
 from fuserve.kernels.linear import WeightFormat
 from fuserve.kernels.machine import num_threads, selected_isa
@@ -109,9 +112,11 @@ class NativeExecutor:
         max_model_len: the longest sequence, which decides between LongRoPE's two sets.
         cache_file: where the packed weights are kept, if anywhere.
         progress: called with what is done, how many of how many.
+        shard: the part of the model that this executor holds.
+        communicator: to the ranks that share its layers; needed where there are any.
 
     Raises:
-        InvalidRequestError: the options contradict each other.
+        InvalidRequestError: the options contradict each other, or the shard does not fit the model.
         CheckpointError: a tensor cannot be read.
     """
 
@@ -124,7 +129,11 @@ class NativeExecutor:
         max_model_len: int,
         cache_file: Path | None = None,
         progress: Progress | None = None,
+        shard: Shard = WHOLE_MODEL,
+        communicator: Communicator | None = None,
     ) -> None:
+        if shard != WHOLE_MODEL or communicator is not None:
+            raise InvalidRequestError("parts of models cannot be run yet")
         self.spec = weights.spec
         self.num_blocks = num_blocks
         self.isa = selected_isa()
@@ -148,8 +157,14 @@ class NativeExecutor:
         self._pool = pool
         self._decoder = _native.Decoder(self.isa, model, self._cache)
 
-    def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+    def step(
+        self, batch: StepBatch, hidden: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
         """Run every layer over the batch; return logits, fill in hidden states.  # [rows, vocab]
+
+        A stage that is not the first begins with ``hidden``, what the stage before it returned, and
+        one that is not the last returns the hidden states of all tokens.  # [tokens, hidden]
+        Of the ranks that share layers rank 0 returns all logits, the others none.  # [0, vocab]
 
         Raises:
             ValueError: the batch is inconsistent.
