@@ -9,15 +9,12 @@ from itertools import accumulate
 from fuserve.errors import InvalidRequestError
 
 
-def balanced_stages(
-    layer_costs: Sequence[float], first_cost: float, last_cost: float, num_stages: int
-) -> tuple[range, ...]:
+def balanced_stages(layer_costs: Sequence[float], num_stages: int) -> tuple[range, ...]:
     """Consecutive layers for each stage, at least one.
 
     Args:
-        layer_costs: of each layer, in any unit.
-        first_cost: what the first stage has besides: the embedding.
-        last_cost: what the last stage has besides: final norm and head.
+        layer_costs: of each layer, in any unit; the first with the embedding, the last with the
+            head.
         num_stages: stages to make.
 
     Raises:
@@ -28,10 +25,7 @@ def balanced_stages(
         raise InvalidRequestError(
             f"pipeline_parallel_size {num_stages} is more than the model's {num_layers} layers"
         )
-    costs = list(layer_costs)
-    costs[0] += first_cost
-    costs[-1] += last_cost
-    before = [0.0, *accumulate(costs)]
+    before = [0.0, *accumulate(layer_costs)]
 
     @cache
     def best(end: int, stages: int) -> tuple[float, tuple[int, ...]]:

@@ -8,7 +8,6 @@ import numpy as np
 import numpy.typing as npt
 
 from fuserve.kernels.exchange import SharedExchange
-from fuserve.kernels.machine import selected_isa
 from fuserve.parallel.segment import Bytes
 
 Floats = npt.NDArray[np.float32]
@@ -34,11 +33,14 @@ class LocalCommunicator:
             memory, rank=rank, size=size, floats=EXCHANGE_FLOATS, timeout_s=timeout_s
         )
         self._exchange = self.shared
-        self._isa = selected_isa()
 
     def all_reduce(self, array: Floats) -> None:
         """Replace a contiguous ``array`` in place by its sum over the ranks."""
-        self._exchange.all_reduce(self._isa, array.reshape(-1))
+        self._exchange.all_reduce(array)
+
+    def abort(self) -> None:
+        """Let all ranks' present and later exchanges fail at once. For any thread."""
+        self._exchange.abort()
 
     def gather(self, parts: Sequence[Floats]) -> None:
         """Bring every rank's part to rank 0, as a sum with zeros, which changes no value."""

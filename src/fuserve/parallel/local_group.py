@@ -87,7 +87,12 @@ class LocalGroup:
             self.check()
             return {process.rank: process.heard[kind] for process in self.processes}
 
-    def tell(self, kind: str, contents: Mapping[int, Mapping[str, Any]]) -> None:
+    @property
+    def process_ids(self) -> list[int]:
+        """Of all ranks but 0."""
+        return [process.process_id for process in self.processes]
+
+    def tell(self, contents: Mapping[int, Mapping[str, Any]]) -> None:
         """Send each rank its message.
 
         Raises:
@@ -95,7 +100,7 @@ class LocalGroup:
         """
         for process in self.processes:
             try:
-                process.send(kind, contents[process.rank])
+                process.send(contents[process.rank])
             except OSError as error:
                 raise self.blame(error) from error
 
@@ -199,10 +204,7 @@ class LocalGroup:
         with self._news:
             if self.failure is not None:
                 return
-            self.failure = RankFailedError(
-                f"The ranks that run the model have stopped: {reason}. All requests have ended; "
-                "the ranks are being started again. Send it again."
-            )
+            self.failure = RankFailedError(reason)
         for process in self.processes:
             with suppress(OSError):
                 process.kill()

@@ -9,20 +9,20 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
 
-from fuserve.checkpoints import Checkpoint
 from fuserve.decoder.communicator import Communicator
+from fuserve.decoder.load import open_weights
 from fuserve.errors import FuserveError
-from fuserve.kernels.memory import available_memory
 from fuserve.parallel.assignment import Assignment
 from fuserve.parallel.identity import identity_of
 from fuserve.parallel.local_communicator import LocalCommunicator
 from fuserve.parallel.local_links import HiddenSender, LocalWorkerLinks
 from fuserve.parallel.rank_loop import run_rank
 from fuserve.parallel.segment import Segment
-from fuserve.parallel.shard_loading import CachePlan, ShardReport, load_shard, open_model
+from fuserve.parallel.shard_loading import CachePlan, ShardReport, load_shard
 
 _PR_SET_PDEATHSIG = 1
 
@@ -47,8 +47,9 @@ def _serve(control: Connection) -> None:
     assignment = Assignment.from_json(told["assignment"])
     rank, layout = int(told["rank"]), assignment.layout
     os.sched_setaffinity(0, told["cpus"])
-    checkpoint, weights = open_model(assignment.model, assignment.options)
-    _say(control, "hello", _hello(checkpoint, assignment.model))
+    checkpoint, weights = open_weights(assignment.model, assignment.options)
+    identity = identity_of(checkpoint, assignment.model, socket.gethostname())
+    _say(control, "hello", {"identity": asdict(identity)})
     plan = CachePlan(**json.loads(control.recv_bytes())["plan"])
 
     def progress(stage: str, done: int, total: int) -> None:
@@ -73,16 +74,6 @@ def _serve(control: Connection) -> None:
     )
     _say(control, "ready", {"report": ShardReport.of(executor).to_json()})
     run_rank(rank, layout, executor, links)
-
-
-def _hello(checkpoint: Checkpoint | None, model: str) -> dict[str, Any]:
-    identity = identity_of(checkpoint, model, socket.gethostname())
-    return {
-        "version": identity.version,
-        "model_digest": identity.model_digest,
-        "where": identity.where,
-        "available_bytes": available_memory(),
-    }
 
 
 def _communicator(

@@ -27,10 +27,7 @@ def place_ranks(num_ranks: int, cpus: Cpus | None = None, sysfs: Path = SYSFS) -
     if num_ranks > len(cores):
         return [cpus] * num_ranks
     bounds = [len(cores) * rank // num_ranks for rank in range(num_ranks + 1)]
-    return [
-        frozenset().union(*cores[start:end])
-        for start, end in pairwise(bounds)
-    ]
+    return [frozenset().union(*cores[start:end]) for start, end in pairwise(bounds)]
 
 
 def threads_of_ranks(num_ranks: int, requested: int | None) -> int:

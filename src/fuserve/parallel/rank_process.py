@@ -52,9 +52,9 @@ class RankProcess:
         """As the system numbers it."""
         return self._process.pid
 
-    def send(self, kind: str, content: Mapping[str, Any]) -> None:
+    def send(self, content: Mapping[str, Any]) -> None:
         """Send a message. Raises OSError if the process is gone."""
-        self.control.send_bytes(json.dumps({"kind": kind, **content}).encode())
+        self.control.send_bytes(json.dumps(content).encode())
 
     def take_message(self) -> bool:
         """Note the message that has come; False if none will ever come again."""
