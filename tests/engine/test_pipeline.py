@@ -16,17 +16,12 @@ from fuserve.engine.sampling_params import SamplingParams
 from fuserve.engine.shared_engine import Query, SharedEngine
 from fuserve.errors import RankFailedError
 from tests.engine.async_driving import prompt, read_all, running
-from tests.engine.driving import Job, finish_all, make_engine, run_together
+from tests.engine.driving import finish_all, make_engine, run_together
 from tests.engine.fake_model import ByteCodec, FakeExecutor, repetitive_logits
+from tests.engine.pipelined_jobs import JOBS
 from tests.engine.pipelined_model import PipelinedFake
 
 PARAMS = SamplingParams(seed=1, max_tokens=20)
-JOBS: list[Job] = [
-    (prompt(1, 200), SamplingParams(seed=1, max_tokens=40)),
-    (prompt(2, 3), SamplingParams(seed=2, max_tokens=90, n=3)),
-    (prompt(1, 200), SamplingParams(temperature=0, max_tokens=30, prompt_logprobs=2)),
-    *((prompt(3 + i, 20 + 7 * i), SamplingParams(seed=i, max_tokens=90)) for i in range(6)),
-]
 
 
 @cache
@@ -119,8 +114,8 @@ def test_the_server_is_not_ready_until_the_ranks_run_again_and_then_serves() -> 
     async def main() -> None:
         executor = PipelinedFake(2)
         executor.restarts_to_fail = 3
-        async with running(make_engine(executor), backoff=Backoff(0.01)) as engine:
-            for kill in range(10):
+        async with running(make_engine(executor), backoff=Backoff(0.001, 0.01)) as engine:
+            for kill in range(4):
                 streams = [
                     engine.submit(prompt(i), SamplingParams(max_tokens=900)) for i in range(3)
                 ]
@@ -136,7 +131,7 @@ def test_the_server_is_not_ready_until_the_ranks_run_again_and_then_serves() -> 
                     await asyncio.sleep(0.001)
                 output, _ = await read_all(engine.submit(prompt(5), PARAMS))
                 assert output.error is None
-            assert executor.num_restarts == 10
+            assert executor.num_restarts == 4
 
     asyncio.run(main())
 
