@@ -17,14 +17,50 @@ constexpr int kMostRanks = 1024;
 void all_reduce(const Kernels& table, SharedExchange& exchange, float* values, size_t count) {
   for (size_t first = 0; first < count; first += exchange.capacity()) {
     const size_t size = std::min(exchange.capacity(), count - first);
-    std::memcpy(exchange.part(size), values + first, size * sizeof(float));
+    std::memcpy(exchange.part(), values + first, size * sizeof(float));
     exchange.sum(size);
     table.add_parts(exchange.parts().data(), exchange.size(), static_cast<int>(size),
                     values + first);
   }
 }
 
+nb::object view(std::vector<float>& values, size_t count) {
+  const nb::ndarray<nb::numpy, float, nb::ndim<1>> array(values.data(), {count}, nb::handle());
+  return nb::cast(array, nb::rv_policy::reference);
+}
+
 }  // namespace
+
+CommunicatorExchange::CommunicatorExchange(nb::object communicator)
+    : Exchange(nb::cast<int>(communicator.attr("rank")), nb::cast<int>(communicator.attr("size"))),
+      communicator_(std::move(communicator)) {
+  require(size() >= 1 && rank() >= 0 && rank() < size(), "rank must be one of size");
+  gathered_.resize(static_cast<size_t>(size()));
+}
+
+void CommunicatorExchange::reserve(size_t count) {
+  if (count > part_.size()) part_.resize(count);
+}
+
+void CommunicatorExchange::sum(size_t count) {
+  const nb::gil_scoped_acquire acquire;
+  communicator_.attr("all_reduce")(view(part_, count));
+  parts_.assign(1, part_.data());
+}
+
+void CommunicatorExchange::gather(const size_t* counts) {
+  const nb::gil_scoped_acquire acquire;
+  nb::list parts;
+  parts_.clear();
+  for (size_t other = 0; other < gathered_.size(); ++other) {
+    const bool mine = static_cast<int>(other) == rank();
+    std::vector<float>& values = mine ? part_ : gathered_[other];
+    if (values.size() < counts[other]) values.resize(counts[other]);
+    parts.append(view(values, counts[other]));
+    parts_.push_back(values.data());
+  }
+  communicator_.attr("gather")(parts);
+}
 
 void bind_exchange(nb::module_& m) {
   nb::exception<ExchangeError>(m, "ExchangeError", PyExc_RuntimeError);

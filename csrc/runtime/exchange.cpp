@@ -43,11 +43,6 @@ float* SharedExchange::part_of(int rank, std::uint64_t number) const {
   return reinterpret_cast<float*>(memory_ + header_bytes(size()) + index * padded(floats_));
 }
 
-float* SharedExchange::part(size_t count) {
-  if (count > floats_) throw ExchangeError("a part is larger than the ranks' shared memory");
-  return part_of(rank(), number_ + 1);
-}
-
 void SharedExchange::meet() {
   ++number_;
   word(1 + rank()).store(number_, std::memory_order_release);

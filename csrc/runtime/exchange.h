@@ -27,15 +27,17 @@ class Exchange {
   // Floats that a part can have.
   virtual size_t capacity() const = 0;
 
-  // Room for this rank's next part of `count` floats.
-  virtual float* part(size_t count) = 0;
+  // Makes room for parts of up to `count` floats, at most `capacity`, while nobody exchanges.
+  virtual void reserve(size_t count) = 0;
+  // This rank's next part.
+  virtual float* part() = 0;
   // Afterwards parts() holds what is to be added as a tree: all ranks' parts, or their sum alone.
   // Throws ExchangeError.
   virtual void sum(size_t count) = 0;
   // Afterwards parts() of rank 0 holds all ranks' parts, of counts[rank] floats. Throws
   // ExchangeError.
   virtual void gather(const size_t* counts) = 0;
-  // Valid until the exchange after the next.
+  // Valid until the next exchange; in this rank until it writes its part of it.
   const std::vector<const float*>& parts() const { return parts_; }
 
  protected:
@@ -60,7 +62,8 @@ class SharedExchange final : public Exchange {
   SharedExchange(std::uint8_t* memory, int rank, int size, size_t floats, double timeout_s);
 
   size_t capacity() const override { return floats_; }
-  float* part(size_t count) override;
+  void reserve(size_t) override {}
+  float* part() override { return part_of(rank(), number_ + 1); }
   void sum(size_t) override { meet(); }
   void gather(const size_t*) override { meet(); }
 

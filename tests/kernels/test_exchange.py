@@ -10,13 +10,8 @@ import numpy as np
 import pytest
 
 from fuserve.decoder.communicator import tree_sum
-from fuserve.kernels.exchange import ExchangeError, SharedExchange, segment_bytes
-
-
-def shared_memory(size: int, floats: int) -> np.ndarray:
-    memory = np.zeros(segment_bytes(size, floats) + 64, np.uint8)
-    start = -memory.ctypes.data % 64
-    return memory[start : start + segment_bytes(size, floats)]
+from fuserve.kernels.exchange import ExchangeError, SharedExchange
+from tests.decoder.ranks import shared_memory
 
 
 def group(size: int, floats: int, timeout_s: float = 20.0) -> list[SharedExchange]:

@@ -43,9 +43,9 @@ class Communicator(Protocol):
         """Bring every rank's part to rank 0.
 
         Args:
-            parts: one contiguous array for each rank, of known shapes that may differ.
-                ``parts[rank]`` is this rank's; in rank 0 the others are filled in. In other ranks
-                the others are not used, and may be empty.
+            parts: one contiguous array for each rank, of sizes that may differ but are the same in
+                all ranks. ``parts[rank]`` is this rank's; in rank 0 the others are filled in. What
+                becomes of the others in other ranks does not matter.
 
         Raises:
             FuserveError: a rank does not answer; the step ends with this error.
