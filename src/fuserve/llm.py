@@ -57,6 +57,7 @@ class LLM:
         load_format: "dummy" makes random weights from a config alone; there is no tokenizer then.
         executor: "native", or "reference" (extra ``torch``).
         device: of the reference executor.
+        rank_invariant: give the same bits over 1, 2 and 4 processes that share layers.
         tensor_parallel_size: processes that share each layer.
         pipeline_parallel_size: stages of consecutive layers, each in processes of its own. This
             process is one of the group; the others run as long as it does.
@@ -92,6 +93,7 @@ class LLM:
         load_format: LoadFormat = "auto",
         executor: ExecutorKind = "native",
         device: str = "cpu",
+        rank_invariant: bool = False,
         tensor_parallel_size: int = 1,
         pipeline_parallel_size: int = 1,
         balance: Balance = "bytes",
@@ -117,6 +119,7 @@ class LLM:
             load_format=load_format,
             executor=executor,
             device=device,
+            rank_invariant=rank_invariant,
         )
         parallel = ParallelOptions(
             tensor_parallel_size, pipeline_parallel_size, balance, step_timeout_s, join_timeout_s

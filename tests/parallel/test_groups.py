@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ from tests.engine.driving import finish_all, run_together
 from tests.engine.pipelined_jobs import JOBS
 from tests.parallel.small_groups import group_of, make_engine, resources, small_group, write_config
 
-PROMPTS = ["The capital of France is", "Once upon a time", "1, 2, 3, 4,", "def add(a, b):"] * 2
-GREEDY = SamplingParams(temperature=0, max_tokens=24)
+PROMPTS = ["The capital of France is", "Once upon a time", "1, 2, 3, 4,", "def add(a, b):"]
+GREEDY = SamplingParams(temperature=0, max_tokens=16)
 
 
 def tokens(outputs: list[RequestOutput]) -> list[tuple[int, ...]]:
@@ -38,7 +39,15 @@ def demo_tokens(tensor: int, pipeline: int) -> list[tuple[int, ...]]:
 
 
 @pytest.fixture(scope="module")
-def demo_alone() -> list[tuple[int, ...]]:
+def unkept() -> Iterator[None]:
+    """Half a gigabyte of packed weights a time need not go to the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FUSERVE_CACHE", "/dev/null")
+        yield
+
+
+@pytest.fixture(scope="module")
+def demo_alone(unkept: None) -> list[tuple[int, ...]]:
     return demo_tokens(1, 1)
 
 

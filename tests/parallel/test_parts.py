@@ -124,9 +124,7 @@ def test_a_rank_with_another_model_or_version_is_named() -> None:
     same = [RankIdentity("1.0", "aa", f"host{n}:/m") for n in range(3)]
     check_identities(dict(enumerate(same)))
     other = RankIdentity("1.0", "bb", "host3:/m")
-    with pytest.raises(
-        RankFailedError, match=r"rank 3 \(host3:/m\) has model files bb"
-    ):
+    with pytest.raises(RankFailedError, match=r"rank 3 \(host3:/m\) has model files bb"):
         check_identities({**dict(enumerate(same)), 3: other})
     old = RankIdentity("0.9", "aa", "host1:/m")
     with pytest.raises(RankFailedError, match=r"rank 1 .* has fuserve 0.9.*same version"):

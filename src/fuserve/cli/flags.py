@@ -148,6 +148,10 @@ class ModelFlags:
         Literal["native", "reference"],
         _model("--executor", help="reference is plain torch (extra 'torch')."),
     ] = "native"
+    rank_invariant: Annotated[
+        bool,
+        _model("--rank-invariant", help="The same bits over 1, 2 and 4 tensor-parallel processes."),
+    ] = False
     device: Annotated[str, _model("--device", help="Device of the reference executor.")] = "cpu"
 
     def keywords(self) -> dict[str, Any]:
