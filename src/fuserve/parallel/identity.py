@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from fuserve.architectures import DecoderSpec
 from fuserve.checkpoints import Checkpoint
 from fuserve.errors import RankFailedError
 
@@ -26,10 +28,14 @@ class RankIdentity:
     where: str
 
 
-def identity_of(checkpoint: Checkpoint | None, model: str, host: str) -> RankIdentity:
-    """This process's identity; a dummy model is known by its name."""
-    digest = model if checkpoint is None else checkpoint.content_key()
-    path = model if checkpoint is None else str(checkpoint.path)
+def identity_of(
+    checkpoint: Checkpoint | None, spec: DecoderSpec, model: str, host: str
+) -> RankIdentity:
+    """This process's identity; a dummy model is known by its spec."""
+    if checkpoint is None:
+        digest, path = hashlib.sha256(repr(spec).encode()).hexdigest(), model
+    else:
+        digest, path = checkpoint.content_key(), str(checkpoint.path)
     return RankIdentity(version("fuserve"), digest, f"{host}:{path}")
 
 

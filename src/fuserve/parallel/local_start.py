@@ -106,7 +106,9 @@ class LocalStart:
             },
         )
         hellos = group.hear("hello")
-        own = identity_of(self._checkpoint, self._assignment.model, socket.gethostname())
+        own = identity_of(
+            self._checkpoint, self._weights.spec, self._assignment.model, socket.gethostname()
+        )
         others = {rank: RankIdentity(**hello["identity"]) for rank, hello in hellos.items()}
         check_identities({0: own, **others})
         group.tell({rank: {"plan": self._plan.to_json()} for rank in ranks})

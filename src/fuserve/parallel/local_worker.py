@@ -48,7 +48,7 @@ def _serve(control: Connection) -> None:
     rank, layout = int(told["rank"]), assignment.layout
     os.sched_setaffinity(0, told["cpus"])
     checkpoint, weights = open_weights(assignment.model, assignment.options)
-    identity = identity_of(checkpoint, assignment.model, socket.gethostname())
+    identity = identity_of(checkpoint, weights.spec, assignment.model, socket.gethostname())
     _say(control, "hello", {"identity": asdict(identity)})
     plan = CachePlan(**json.loads(control.recv_bytes())["plan"])
 

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
+from fuserve.architectures import DecoderSpec
 from fuserve.checkpoints import Checkpoint
 from fuserve.decoder.communicator import Communicator
 from fuserve.decoder.load import open_weights
@@ -29,6 +29,7 @@ from fuserve.parallel.layout import GroupLayout
 from fuserve.parallel.local_communicator import EXCHANGE_FLOATS, LocalCommunicator
 from fuserve.parallel.placement import threads_of_ranks
 from fuserve.parallel.rank_loop import run_rank
+from fuserve.parallel.rendezvous import join_group, plain
 from fuserve.parallel.running import RunningRanks
 from fuserve.parallel.segment import Segment
 from fuserve.parallel.shard_loading import CachePlan, ShardReport, load_shard, plan_ranks
@@ -38,6 +39,9 @@ from fuserve.parallel.torchrun import local_ranks, torchrun_rank, torchrun_size
 
 _log = logging.getLogger("fuserve.parallel")
 
+_JOIN_TIMEOUT_S = 300.0
+_STEP_TIMEOUT_S = 3600.0
+"""Of ranks other than 0, which notices first: it is told how long a step may take."""
 _FLUSH_S = 1.0
 """For clients to be told before this process leaves."""
 
@@ -68,13 +72,13 @@ class TorchStart:
                 f"tensor_parallel_size x pipeline_parallel_size is {assignment.layout.num_ranks}, "
                 f"but torchrun has started {torchrun_size()} ranks"
             )
-        _join(assignment.step_timeout_s)
+        join_group(assignment.step_timeout_s, _JOIN_TIMEOUT_S)
         self._checkpoint = checkpoint
         self._weights = weights
         self._assignment = assignment
         self._control = TorchControl()
         self._control.share({"assignment": assignment.to_json()})
-        hellos = self._control.exchange(_hello(checkpoint, assignment.model))
+        hellos = self._control.exchange(_hello(checkpoint, weights.spec, assignment.model))
         _check(hellos)
         self.plan = _plan(weights, assignment, hellos)
         self._control.share({"plan": self.plan.to_json()})
@@ -121,7 +125,7 @@ class TorchGroup:
         try:
             yield
         except Exception as error:
-            self.failure = RankFailedError(f"a rank does not answer: {_first_line(error)}")
+            self.failure = RankFailedError(f"a rank does not answer: {plain(error)}")
             threading.Thread(target=self._on_failure, args=[self.failure]).start()
             raise self.failure from error
 
@@ -142,7 +146,7 @@ def serve_rank(model: str) -> None:
         RankFailedError: a rank has another model or version, or cannot load its part.
         RuntimeError: rank 0 has gone.
     """
-    _join(None)
+    join_group(_STEP_TIMEOUT_S, _JOIN_TIMEOUT_S)
     control = TorchControl()
     assignment = Assignment.from_json(control.share(None)["assignment"])
     try:
@@ -150,7 +154,7 @@ def serve_rank(model: str) -> None:
     except FuserveError as error:
         control.exchange({"error": str(error)})
         raise
-    hellos = control.exchange(_hello(checkpoint, model))
+    hellos = control.exchange(_hello(checkpoint, weights.spec, model))
     _check(hellos)
     plan = CachePlan(**control.share(None)["plan"])
     executor, _ = _Shard(checkpoint, weights, assignment, plan, control).load(None)
@@ -204,16 +208,10 @@ class _Shard:
         return executor, [ShardReport.from_json(answer["report"]) for answer in answers]
 
 
-def _join(step_timeout_s: float | None) -> None:
-    """Join the group. Rank 0 decides how long a step may take; the others wait for longer."""
-    timeout_s = step_timeout_s or 3600.0
-    dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
-
-
-def _hello(checkpoint: Checkpoint | None, model: str) -> dict[str, Any]:
+def _hello(checkpoint: Checkpoint | None, spec: DecoderSpec, model: str) -> dict[str, Any]:
     host = socket.gethostname()
     return {
-        "identity": asdict(identity_of(checkpoint, model, host)),
+        "identity": asdict(identity_of(checkpoint, spec, model, host)),
         "host": _host_key(),
         "available_bytes": available_memory(),
     }
@@ -286,7 +284,3 @@ def _communicator(
             leader["process"], leader["segment"], segment_bytes(size, EXCHANGE_FLOATS)
         )
     return LocalCommunicator(segment.memory, layout.tensor_rank(rank), size, timeout_s)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0]

@@ -23,7 +23,7 @@ _LONGEST_DELAY_S = 30.0
 def main() -> None:
     """Run as the rank that torchrun's variables say."""
     if not started_by_torchrun():
-        sys.exit("fuserve.parallel.worker is started by torchrun; docs/scaling.md shows how.")
+        sys.exit("fuserve.parallel.worker is started by torchrun; docs/parallel.md shows how.")
     if num_restarts() > 0:  # torchrun itself does not wait
         time.sleep(min(_FIRST_DELAY_S * 2 ** (num_restarts() - 1), _LONGEST_DELAY_S))
     if torchrun_rank() == 0:

@@ -1,0 +1,132 @@
+"""A group that torchrun starts on two hosts, which are two addresses of the loopback here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+from fuserve import LLM, SamplingParams
+from tests.parallel.small_groups import until, write_config
+
+pytest.importorskip("torch")
+
+PROMPT = "The capital of France is"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@contextmanager
+def two_hosts(
+    arguments: Sequence[Sequence[str]], logs: Path
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """What each host's torchrun runs."""
+    rendezvous = f"127.0.0.1:{free_port()}"
+    environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo"}
+    agents = []
+    for number, of_host in enumerate(arguments):
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"),
+            *("--max-restarts=3", "--monitor-interval=0.1", "--rdzv-backend=c10d"),
+            *(f"--rdzv-endpoint={rendezvous}", "--rdzv-id=fuserve"),
+            *(f"--local-addr=127.0.0.{number + 1}", *of_host),
+        ]
+        with (logs / f"host{number}.log").open("wb") as log:
+            agents.append(
+                subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+            )
+    try:
+        yield agents
+    finally:
+        for agent in agents:
+            for process in psutil.Process(agent.pid).children(recursive=True):
+                process.kill()
+            agent.kill()
+            agent.wait()
+
+
+def log_of(logs: Path, host: int) -> str:
+    return (logs / f"host{host}.log").read_text(errors="replace")
+
+
+def complete(url: str, **fields: Any) -> httpx2.Response:
+    body = {"model": "demo", "prompt": PROMPT, "temperature": 0, "max_tokens": 12} | fields
+    return httpx2.post(f"{url}/v1/completions", json=body, timeout=60)
+
+
+def ready(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/ready").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def test_two_hosts_answer_as_one_and_come_back_when_a_rank_is_killed(tmp_path: Path) -> None:
+    with LLM("demo", max_model_len=512, num_threads=1) as llm:
+        greedy = SamplingParams(temperature=0, max_tokens=12)
+        (alone,) = llm.generate(PROMPT, greedy)
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    worker = [
+        *("-m", "fuserve.parallel.worker", "--model", "demo", "--pipeline-parallel-size", "2"),
+        *("--max-model-len", "512", "--threads", "1", "--port", str(port)),
+    ]
+    with two_hosts([worker, worker], tmp_path) as agents:
+        until(lambda: ready(url), "the group does not start: " + log_of(tmp_path, 0))
+        assert complete(url).json()["choices"][0]["text"] == alone.outputs[0].text
+        with httpx2.stream(
+            "POST",
+            f"{url}/v1/completions",
+            json={"model": "demo", "prompt": PROMPT, "max_tokens": 480, "stream": True}
+            | {"temperature": 0, "ignore_eos": True},
+            timeout=60,
+        ) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            (rank,) = psutil.Process(agents[1].pid).children()
+            os.kill(rank.pid, signal.SIGKILL)
+            assert any('"code": "unavailable"' in line for line in lines)
+        assert not ready(url)
+        until(lambda: ready(url), "the group does not come back")
+        assert complete(url).json()["choices"][0]["text"] == alone.outputs[0].text
+
+
+def test_a_host_with_another_model_is_named(tmp_path: Path) -> None:
+    commands = []
+    for number, layers in enumerate((4, 5)):
+        folder = tmp_path / f"model{number}"
+        folder.mkdir()
+        write_config(folder, num_hidden_layers=layers)
+        commands.append(
+            [
+                *("-m", "fuserve.parallel.worker", "--load-format", "dummy"),
+                *("--model", str(folder), "--tokenizer", "demo", "-pp", "2", "--port", "0"),
+            ]
+        )
+    with two_hosts(commands, tmp_path):
+        message = "model1) has model files "
+        until(
+            lambda: all(message in log_of(tmp_path, host) for host in (0, 1)),
+            "nobody says which rank differs",
+        )
+
+
+def test_sums_and_steps_go_between_hosts(tmp_path: Path) -> None:
+    command = ["-m", "tests.parallel.torch_ranks"]
+    with two_hosts([command, command], tmp_path) as agents:
+        for host, agent in enumerate(agents):
+            assert agent.wait(60) == 0, log_of(tmp_path, host)
+        assert "rank 0 is content" in log_of(tmp_path, 0) + log_of(tmp_path, 1)
