@@ -30,11 +30,13 @@ def shared_memory(size: int, floats: int) -> np.ndarray:
 class SharedCommunicator:
     """Ranks of one host: everything happens in ``shared``."""
 
-    def __init__(self, memory: np.ndarray, rank: int, size: int, floats: int) -> None:
+    def __init__(
+        self, memory: np.ndarray, rank: int, size: int, floats: int, timeout_s: float = 60.0
+    ) -> None:
         self.rank = rank
         self.size = size
         self.shared: SharedExchange | None = SharedExchange(
-            memory, rank=rank, size=size, floats=floats, timeout_s=60.0
+            memory, rank=rank, size=size, floats=floats, timeout_s=timeout_s
         )
 
     def all_reduce(self, array: np.ndarray) -> None:
