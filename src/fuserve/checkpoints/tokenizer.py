@@ -176,6 +176,11 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         return frozenset(token_id for token_id, token in added.items() if token.special)
 
+    def special_token_id(self, text: str) -> int | None:
+        """The special token that is written so; None if the model has none."""
+        token_id: int | None = self._backend.token_to_id(text)
+        return token_id if token_id in self.special_token_ids else None
+
     @cached_property
     def _anchor(self) -> list[int]:
         """An ordinary token to stand before another, since decoders trim the start of a text."""

@@ -21,7 +21,7 @@ from fuserve.errors import InvalidRequestError, MissingExtraError, RequestFailed
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-GuideKind = Literal["json_object", "json_schema", "regex", "grammar", "choice"]
+GuideKind = Literal["json_object", "json_schema", "regex", "grammar", "lark", "choice"]
 
 _KINDS: Final = get_args(GuideKind)
 _MAX_CACHED: Final = 64
@@ -37,8 +37,8 @@ class GuidedDecoding:
     Attributes:
         kind: what ``spec`` is.
         spec: the JSON text of a schema ("json_schema"), a regular expression of the whole answer
-            ("regex"), a Lark or GBNF grammar ("grammar"), a JSON list of strings ("choice"); not
-            read for "json_object".
+            ("regex"), a Lark or GBNF grammar ("grammar"), one in Lark whatever it looks like
+            ("lark"), a JSON list of strings ("choice"); not read for "json_object".
 
     Raises:
         InvalidRequestError: the kind is unknown, or the spec no text or too long.
@@ -221,6 +221,8 @@ def _translated(guided: GuidedDecoding) -> str:
         return LLMatcher.grammar_from_lark("start: " + " | ".join(literals))
     if guided.kind == "regex":
         return LLMatcher.grammar_from_regex(guided.spec)
+    if guided.kind == "lark":
+        return LLMatcher.grammar_from_lark(guided.spec)
     return grammar_from("grammar", guided.spec)
 
 
@@ -253,6 +255,7 @@ def _refusal(guided: GuidedDecoding, reason: str) -> InvalidRequestError:
         "json_schema": "JSON schema",
         "json_object": "JSON object",
         "regex": "regular expression",
+        "lark": "grammar",
     }
     name = noun.get(guided.kind, guided.kind)
     return InvalidRequestError(f"The {name} of guided decoding cannot be enforced: {reason}")

@@ -37,13 +37,14 @@ def chat_router(context: ServerContext) -> APIRouter:
     router = APIRouter()
     template = context.tokenizer.chat_template_source
     form = format_of_template(template)
+    marker_id = context.tokenizer.special_token_id(form.begin) if form.special_marker else None
 
     @router.post("/v1/chat/completions", response_model=None)
     async def create_chat_completion(body: ChatBody, request: Request) -> Response:
         """Answer a conversation."""
         context.check_model(body.model)
         facts = facts_of(request.scope)
-        plan = plan_tools(body, form)
+        plan = plan_tools(body, form, marker_id)
         job = await _job(context, body, plan)
         streams = await submit(context, facts, body, [job])
         reply = _Reply(context, body, plan, job.request_id)

@@ -11,6 +11,7 @@ from fuserve.engine.guided import GuidedDecoding
 from fuserve.server.errors import invalid
 from fuserve.server.protocol.chat import ChatBody, Function, NamedToolChoice, Tool
 from fuserve.server.tools.formats import FORCED, ToolFormat
+from fuserve.server.tools.grammar import grammar_of_calls
 from fuserve.server.tools.parser import AnswerParser, NamedCallParser, ToolParser
 
 _ANY_ARGUMENTS: dict[str, Any] = {"type": "object"}
@@ -22,7 +23,7 @@ class ToolPlan:
 
     Attributes:
         tools: what the model is told of; None tells it nothing.
-        guided: constrains the answer to calls; None leaves the choice to the model.
+        guided: constrains the answer to calls, or its calls to strict tools' schemas.
         new_parser: makes a parser for each answer; None where the text is all content.
         keep_special_tokens: the format's marker is a special token.
         finish_reason: of an answer that ended with calls.
@@ -35,8 +36,13 @@ class ToolPlan:
     finish_reason: str = "tool_calls"
 
 
-def plan_tools(body: ChatBody, form: ToolFormat) -> ToolPlan:
+def plan_tools(body: ChatBody, form: ToolFormat, marker_id: int | None = None) -> ToolPlan:
     """Decide how the request's tools are told, constrained and read.
+
+    Args:
+        body: the request.
+        form: how this model writes calls.
+        marker_id: the token of the format's marker, if it is a special token of this model.
 
     Raises:
         ApiError: the choice names no tool that was given.
@@ -48,7 +54,8 @@ def plan_tools(body: ChatBody, form: ToolFormat) -> ToolPlan:
         return ToolPlan()
     if choice == "none":
         return ToolPlan()
-    told = [tool.model_dump(exclude_none=True) for tool in tools]
+    for_us = {"function": {"strict"}}
+    told = [tool.model_dump(exclude_none=True, exclude=for_us) for tool in tools]
     several = body.parallel_tool_calls is not False
     if isinstance(choice, NamedToolChoice):
         function = _named(tools, choice.function.name)
@@ -60,7 +67,8 @@ def plan_tools(body: ChatBody, form: ToolFormat) -> ToolPlan:
     if body.response_format is not None and body.response_format.type != "text":
         return ToolPlan(told)  # the answer is held to that form, and is no call whatever it says
     max_calls = None if several else 1
-    return ToolPlan(told, None, lambda: ToolParser(form, max_calls), form.special_marker)
+    strict = _strict_calls(tools, form, marker_id, several=several)
+    return ToolPlan(told, strict, lambda: ToolParser(form, max_calls), form.special_marker)
 
 
 def _named(tools: Sequence[Tool], name: str) -> Function:
@@ -75,6 +83,21 @@ def _arguments(function: Function) -> dict[str, Any]:
     return function.parameters or _ANY_ARGUMENTS
 
 
+def _strict_calls(
+    tools: Sequence[Tool], form: ToolFormat, marker_id: int | None, *, several: bool
+) -> GuidedDecoding | None:
+    """Holds the calls to their tools' schemas if any of these asks for it."""
+    if not any(tool.function.strict for tool in tools):
+        return None
+    definitions: dict[str, Any] = {}
+    calls = [
+        _call_schema(tool.function, definitions, form.arguments, exact=bool(tool.function.strict))
+        for tool in tools
+    ]
+    grammar = grammar_of_calls(form, calls, definitions, marker_id=marker_id, several=several)
+    return GuidedDecoding("lark", grammar)
+
+
 def _calls_schema(tools: Sequence[Tool], several: bool) -> dict[str, Any]:
     """A list of calls, each of one of the tools."""
     definitions: dict[str, Any] = {}
@@ -87,15 +110,21 @@ def _calls_schema(tools: Sequence[Tool], several: bool) -> dict[str, Any]:
     return schema
 
 
-def _call_schema(function: Function, definitions: dict[str, Any]) -> dict[str, Any]:
+def _call_schema(
+    function: Function,
+    definitions: dict[str, Any],
+    key: str = FORCED.arguments,
+    *,
+    exact: bool = True,
+) -> dict[str, Any]:
     """One call; the definitions its parameters refer to move to where references find them."""
-    parameters = dict(_arguments(function))
+    parameters = dict(_arguments(function) if exact else _ANY_ARGUMENTS)
     for name, definition in parameters.pop("$defs", {}).items():
         if definitions.setdefault(name, definition) != definition:
             raise invalid("tools", f"two tools define $defs[{name!r}] differently; rename one.")
     return {
         "type": "object",
-        "properties": {"name": {"const": function.name}, "arguments": parameters},
-        "required": ["name", "arguments"],
+        "properties": {"name": {"const": function.name}, key: parameters},
+        "required": ["name", key],
         "additionalProperties": False,
     }

@@ -22,6 +22,7 @@ class ToolFormat:
         name: what the format is called.
         begin: marker before a call, "" for none.
         end: marker behind a call, "" for none.
+        arguments: the member of a call that holds its arguments.
         bare: an answer that begins with "{" or "[" is a call without its marker.
         special_marker: the marker is a special token, so such tokens must be kept in the text.
         short_ids: the template wants ids of nine letters and digits.
@@ -30,6 +31,7 @@ class ToolFormat:
     name: str
     begin: str
     end: str = ""
+    arguments: str = "arguments"
     bare: bool = False
     special_marker: bool = False
     short_ids: bool = False
@@ -37,7 +39,9 @@ class ToolFormat:
 
 HERMES = ToolFormat("hermes", "<tool_call>", "</tool_call>")
 MISTRAL = ToolFormat("mistral", "[TOOL_CALLS]", special_marker=True, short_ids=True)
-LLAMA3 = ToolFormat("llama3", "<|python_tag|>", bare=True, special_marker=True)
+LLAMA3 = ToolFormat(
+    "llama3", "<|python_tag|>", arguments="parameters", bare=True, special_marker=True
+)
 FORCED = ToolFormat("forced", "", bare=True)
 """A JSON list of calls and nothing else: what ``tool_choice: required`` is constrained to."""
 
