@@ -1,8 +1,8 @@
 """What do processes cost where threads would do: stages of a pipeline, and what binds them?
 
-Several streams at once through the whole engine, over one process with two threads, two stages of
-one thread each, and two tensor-parallel ranks of one thread each; in turns, one after another. The
-weights are random, except those of the demo model. Then the way of a command from rank 0 to another
+Several streams at once through the whole engine, over one process with two threads and over two
+stages of one thread each, in turns. The weights are random, except those of the demo model. Then
+the way of a command from rank 0 to another
 rank and back, which every step pays, and how long a killed rank takes to be back.
 
     python benchmarks/pipeline.py --repeat 3
@@ -53,7 +53,6 @@ WAYS = (
     Way("one process, two threads", ParallelOptions(), 2),
     Way("two stages by bytes", ParallelOptions(1, 2), 1),
     Way("two stages by time", ParallelOptions(1, 2, balance="measured"), 1),
-    Way("two tensor-parallel ranks", ParallelOptions(2, 1), 1),
 )
 
 
@@ -69,20 +68,20 @@ def main() -> None:
     parser.add_argument("--output-tokens", type=int, default=48)
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
-    speeds: dict[str, list[float]] = {way.label: [] for way in WAYS}
+    models = {way.label: load(given, way) for way in WAYS}
+    speeds: dict[str, list[float]] = {label: [] for label in models}
     for _ in range(given.repeat):
-        for way in WAYS:
-            loaded = load(given, way)
-            speeds[way.label].append(tokens_per_s(loaded, given))
-            loaded.close()
+        for label, loaded in models.items():
+            speeds[label].append(tokens_per_s(loaded, given))
     base = median(speeds[WAYS[0].label])
     print(f"{given.streams} streams of {Path(given.model).stem}, {given.quantization}: tokens/s")
     for label, values in speeds.items():
         print(f"  {label:28} {median(values):8.1f}  {median(values) / base:6.0%}")
-    loaded = load(given, WAYS[1])
-    assert isinstance(loaded.executor, GroupExecutor)
-    way_us, back_s = command_us(), restart_s(loaded.executor)
-    loaded.close()
+    executor = models[WAYS[1].label].executor
+    assert isinstance(executor, GroupExecutor)
+    way_us, back_s = command_us(), restart_s(executor)
+    for loaded in models.values():
+        loaded.close()
     print(f"a command to another process, and its answer: {way_us:.0f} us")
     print(f"from kill -9 to running again: {back_s:.2f} s")
     RESULTS.mkdir(exist_ok=True)
