@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from fuserve import LLM, SamplingParams
+from fuserve.checkpoints import load_tokenizer, open_checkpoint
 from tests.parallel.small_groups import until, write_config
 
 pytest.importorskip("torch")
@@ -31,8 +32,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def two_hosts(commands: Sequence[Sequence[str]], logs: Path, *, agents: bool) -> Iterator[Hosts]:
-    """What runs on each host: under an agent of torchrun's, or as a rank with its variables."""
+def two_hosts(
+    commands: Sequence[Sequence[str]], logs: Path, *, agents: bool, apart: bool = False
+) -> Iterator[Hosts]:
+    """What runs on each host: under an agent of torchrun's, or as a rank with its variables.
+
+    Hosts that are ``apart`` do not see each other's processes, as real ones do not.
+    """
     port = free_port()
     hosts: Hosts = []
     for number, command in enumerate(commands):
@@ -49,7 +55,8 @@ def two_hosts(commands: Sequence[Sequence[str]], logs: Path, *, agents: bool) ->
             environment |= {"RANK": str(number), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
             environment |= {"TORCHELASTIC_RUN_ID": "fuserve"}
         with (logs / f"host{number}.log").open("wb") as log:
-            line = [sys.executable, *launcher, *command]
+            namespace = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+            line = [*(namespace if apart and number else []), sys.executable, *launcher, *command]
             hosts.append(
                 subprocess.Popen(line, stdout=log, stderr=subprocess.STDOUT, env=environment)
             )
@@ -134,3 +141,34 @@ def test_sums_and_steps_go_between_hosts(tmp_path: Path) -> None:
         for number, host in enumerate(hosts):
             assert host.wait(60) == 0, log_of(tmp_path, number)
             assert f"rank {number} is content" in log_of(tmp_path, number)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_ranks_that_share_layers_answer_alike_through_memory_and_through_torch(
+    apart: bool, tmp_path: Path
+) -> None:
+    if apart and subprocess.run(["unshare", "--pid", "--fork", "true"]).returncode != 0:
+        pytest.skip("process namespaces are not allowed here")
+    config = str(write_config(tmp_path, vocab_size=49152))
+    with LLM(config, load_format="dummy", max_model_len=256, num_threads=1) as llm:
+        (alone,) = llm.generate(
+            [7, 8, 9], SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+        )
+    port = free_port()
+    worker = [
+        *("-m", "fuserve.parallel.worker", "--model", config, "--load-format", "dummy"),
+        *("--tokenizer", "demo", "--served-model-name", "demo", "-tp", "2"),
+        *("--max-model-len", "256", "--threads", "1", "--port", str(port)),
+    ]
+    url = f"http://127.0.0.1:{port}"
+    with two_hosts([worker, worker], tmp_path, agents=False, apart=apart) as hosts:
+        until(lambda: ready(url), "the group does not start: " + log_of(tmp_path, 1))
+        answer = complete(url, prompt=[7, 8, 9], ignore_eos=True).json()
+        (choice,) = answer["choices"]
+        assert choice["text"] == tokenizer_text(alone.outputs[0].token_ids)
+        hosts[0].send_signal(signal.SIGTERM)
+        assert [host.wait(60) for host in hosts] == [0, 0]
+
+
+def tokenizer_text(ids: Sequence[int]) -> str:
+    return load_tokenizer(open_checkpoint("demo")).decode(list(ids))
