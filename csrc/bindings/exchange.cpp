@@ -63,7 +63,8 @@ void CommunicatorExchange::gather(const size_t* counts) {
 }
 
 void bind_exchange(nb::module_& m) {
-  nb::exception<ExchangeError>(m, "ExchangeError", PyExc_RuntimeError);
+  nb::exception<ExchangeError>(m, "ExchangeError",
+                               nb::module_::import_("fuserve.errors").attr("FuserveError"));
   m.def("exchange_segment_bytes", [](int size, size_t floats) {
     require(size >= 1 && size <= kMostRanks && floats >= 1, "size and floats must be positive");
     return SharedExchange::segment_bytes(size, floats);

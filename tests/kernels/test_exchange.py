@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fuserve.decoder.communicator import tree_sum
+from fuserve.errors import FuserveError
 from fuserve.kernels.exchange import ExchangeError, SharedExchange
 from tests.decoder.ranks import shared_memory
 
@@ -46,6 +47,7 @@ def test_all_ranks_get_the_tree_sum_of_all_parts(size: int, count: int) -> None:
 
 def test_a_rank_that_does_not_come_is_an_error_that_names_it() -> None:
     (first, _) = group(2, 16, timeout_s=0.05)
+    assert issubclass(ExchangeError, FuserveError)
     with pytest.raises(ExchangeError, match="rank 1 did not come"):
         first.all_reduce(np.ones(4, np.float32))
 

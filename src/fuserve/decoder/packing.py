@@ -40,10 +40,7 @@ def packed_memory(
     try:
         for done, tensor in enumerate(plan.values()):
             if tensor.vector_of is None:
-                source = weights.tensor(tensor.source, tensor.rows, tensor.cols)
-                _pack(source, tensor, _slot(memory, tensor), pool)
-                _pack_vectors(source, tensor, plan, memory)
-                weights.release(tensor.source)
+                _pack_tensor(weights, tensor, plan, memory, pool)
             if progress is not None:
                 progress("packing weights", done + 1, len(plan))
     except BaseException:
@@ -53,6 +50,20 @@ def packed_memory(
     if file is not None and is_on_disk:
         file.commit()
     return memory, False
+
+
+def _pack_tensor(
+    weights: DecoderWeights,
+    tensor: PlannedTensor,
+    plan: Mapping[str, PlannedTensor],
+    memory: Memory,
+    pool: ThreadPool,
+) -> None:
+    """A function of its own, so that its tensor is let go before the next one is read."""
+    source = weights.tensor(tensor.source, tensor.rows, tensor.cols)
+    _pack(source, tensor, _slot(memory, tensor), pool)
+    _pack_vectors(source, tensor, plan, memory)
+    weights.release(tensor.source)
 
 
 def _slot(memory: Memory, tensor: PlannedTensor) -> Memory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -204,20 +205,27 @@ class DummyWeights:
 
     def tensor(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Tensor:
         """Canonical tensor ``name``, made anew at every call."""
-        tensor = self._whole(name)
-        if rows is not None:
-            tensor = tensor.rows(*rows)
-        return tensor if cols is None else tensor.columns(*cols)
-
-    def _whole(self, name: str) -> Tensor:
         shape = self._shapes[name]
-        offset = zlib.crc32(f"{self._seed}/{name}".encode()) % DUMMY_PERIOD
-        values = np.resize(np.roll(self._values, -offset), shape)
+        first, stop = rows or (0, shape[0])
+        row_size = math.prod(shape[1:])
+        begin = zlib.crc32(f"{self._seed}/{name}".encode()) + first * row_size
+        values = self._drawn(begin, (stop - first) * row_size).reshape(-1, *shape[1:])
         if len(shape) > 1:
-            return Tensor(name, "F16", shape, values)
+            tensor = Tensor(name, "F16", values.shape, values)
+            return tensor if cols is None else tensor.columns(*cols)
         centre = np.float32(name.endswith("norm"))
         vector: npt.NDArray[np.float32] = values.astype(np.float32) + centre
-        return Tensor(name, "F32", shape, vector)
+        return Tensor(name, "F32", vector.shape, vector)
+
+    def _drawn(self, begin: int, count: int) -> npt.NDArray[np.float16]:
+        """Values from ``begin`` on, over and over  # [count]"""
+        values = np.empty(count, np.float16)
+        done = 0
+        while done < count:
+            run = self._values[(begin + done) % DUMMY_PERIOD :][: count - done]
+            values[done : done + len(run)] = run
+            done += len(run)
+        return values
 
     def release(self, name: str) -> None:
         """Nothing is kept of any tensor."""
