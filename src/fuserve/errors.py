@@ -83,3 +83,7 @@ class QueueFullError(CapacityError):
 
 class EngineStoppedError(FuserveError):
     """The engine takes no requests: it is being stopped, or its thread has died."""
+
+
+class RankFailedError(EngineStoppedError):
+    """A process of a group that runs a model together has died, hangs, or has never come."""

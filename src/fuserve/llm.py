@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from fuserve.architectures import DecoderSpec
 from fuserve.checkpoints import Tokenizer, load_tokenizer
-from fuserve.decoder import ExecutorOptions, LoadReport, load_model
+from fuserve.decoder import ExecutorOptions, LoadReport
 from fuserve.decoder.options import (
     Activations,
     Dtype,
@@ -26,6 +26,8 @@ from fuserve.engine.prompts import Message, Prompt, as_conversations, as_prompts
 from fuserve.engine.sampling_params import SamplingParams
 from fuserve.engine.shared_engine import Query, SharedEngine
 from fuserve.errors import InvalidRequestError
+from fuserve.parallel.loading import load_parallel
+from fuserve.parallel.options import Balance, ParallelOptions
 
 
 class LLM:
@@ -55,10 +57,18 @@ class LLM:
         load_format: "dummy" makes random weights from a config alone; there is no tokenizer then.
         executor: "native", or "reference" (extra ``torch``).
         device: of the reference executor.
+        rank_invariant: give the same bits over 1, 2 and 4 processes that share layers.
+        tensor_parallel_size: processes that share each layer.
+        pipeline_parallel_size: stages of consecutive layers, each in processes of its own. This
+            process is one of the group; the others run as long as it does.
+        balance: stages of equal "bytes", or of equal time as "measured".
+        step_timeout_s: a step that takes longer has a process that hangs.
+        join_timeout_s: how long a starting process may say nothing.
         progress: called with the stage of loading, the work done, and the work in all.
 
     Raises:
         ModelNotFoundError, CheckpointError, UnsupportedModelError, CapacityError: on loading.
+        RankFailedError: another process does not start, or has another model or version.
     """
 
     def __init__(
@@ -83,6 +93,12 @@ class LLM:
         load_format: LoadFormat = "auto",
         executor: ExecutorKind = "native",
         device: str = "cpu",
+        rank_invariant: bool = False,
+        tensor_parallel_size: int = 1,
+        pipeline_parallel_size: int = 1,
+        balance: Balance = "bytes",
+        step_timeout_s: float = 60.0,
+        join_timeout_s: float = 60.0,
         progress: Callable[[str, int, int], None] | None = None,
     ) -> None:
         options = ExecutorOptions(
@@ -103,8 +119,12 @@ class LLM:
             load_format=load_format,
             executor=executor,
             device=device,
+            rank_invariant=rank_invariant,
         )
-        self._loaded = loaded = load_model(str(model), options, progress)
+        parallel = ParallelOptions(
+            tensor_parallel_size, pipeline_parallel_size, balance, step_timeout_s, join_timeout_s
+        )
+        self._loaded = loaded = load_parallel(str(model), options, parallel, progress)
         checkpoint = loaded.checkpoint
         self._tokenizer = None if checkpoint is None else load_tokenizer(checkpoint)
         config = EngineConfig(

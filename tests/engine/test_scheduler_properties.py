@@ -13,9 +13,14 @@ from tests.engine.workload import NUM_BLOCKS, Workload
 class Events(RuleBasedStateMachine):
     """``Workload.step`` checks the promises; at the end everything must come to its end."""
 
-    @initialize(max_num_seqs=st.integers(1, 6), budget=st.integers(1, 80), retain=st.booleans())
-    def start(self, max_num_seqs: int, budget: int, retain: bool) -> None:
-        self.work = Workload(max_num_seqs, budget, retain=retain)
+    @initialize(
+        max_num_seqs=st.integers(1, 6),
+        budget=st.integers(1, 80),
+        retain=st.booleans(),
+        num_in_flight=st.sampled_from([1, 1, 2, 3]),
+    )
+    def start(self, max_num_seqs: int, budget: int, retain: bool, num_in_flight: int) -> None:
+        self.work = Workload(max_num_seqs, budget, retain=retain, num_in_flight=num_in_flight)
 
     @rule(
         num_prompt=st.integers(1, NUM_BLOCKS * BLOCK_SIZE_TOKENS - 1),

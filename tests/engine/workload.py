@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 
 from fuserve.decoder.step import BLOCK_SIZE_TOKENS
 from fuserve.engine.block_manager import BlockManager, blocks_for
 from fuserve.engine.pace import Pace
 from fuserve.engine.schedule import Schedule
 from fuserve.engine.scheduler import Scheduler
-from fuserve.engine.sequence import Chunk, Sequence
+from fuserve.engine.sequence import Chunk, Sequence, SequenceStatus
 
 NUM_BLOCKS = 8
 NEXT_TOKEN = 7
 
 
 class Workload:
-    """Sequences that all go on with the same token until they have their lengths."""
+    """Sequences that all go on with the same token until they have their lengths.
+
+    Steps are executed when they are scheduled, and their results are read when as many others are
+    on their way as a pipeline would have.
+    """
 
     def __init__(
         self,
@@ -26,13 +30,20 @@ class Workload:
         num_blocks: int = NUM_BLOCKS,
         retain: bool = True,
         pace: Pace | None = None,
+        num_in_flight: int = 1,
     ) -> None:
         self.num_blocks = num_blocks
         self.blocks = BlockManager(num_blocks, retain=retain)
         self.max_num_seqs = max_num_seqs
         self.budget = budget
+        self.num_in_flight = num_in_flight
+        self.in_flight: deque[Schedule] = deque()
         self.scheduler = Scheduler(
-            self.blocks, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, pace=pace
+            self.blocks,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=budget,
+            pace=pace,
+            num_in_flight=num_in_flight,
         )
         self.alive: dict[Sequence, int] = {}  # and the tokens at which each ends
         self.arrivals = 0
@@ -76,15 +87,24 @@ class Workload:
 
     def step(self, num_drafts: int = 0, num_right: int = 0) -> list[Chunk]:
         """One step; generating sequences bring guesses, of which the first few are right."""
-        for sequence in self.alive:
-            if sequence.num_pending == 1:
-                wrong = [0] * max(0, num_drafts - num_right)
-                sequence.draft_tokens = [NEXT_TOKEN] * min(num_drafts, num_right) + wrong
-        schedule = self.scheduler.schedule()
-        self.check(schedule)
-        self.execute(schedule)
-        self.scheduler.advance(schedule.chunks)
-        for chunk in schedule.chunks:
+        while len(self.in_flight) < self.num_in_flight:
+            for sequence in self.alive:
+                if sequence.num_pending == 1 and not sequence.in_flight:
+                    wrong = [0] * max(0, num_drafts - num_right)
+                    sequence.draft_tokens = [NEXT_TOKEN] * min(num_drafts, num_right) + wrong
+            schedule = self.scheduler.schedule()
+            self.check(schedule)
+            if not schedule.chunks:
+                break
+            self.execute(schedule)
+            self.in_flight.append(schedule)
+        return self.finish(self.in_flight.popleft()) if self.in_flight else []
+
+    def finish(self, schedule: Schedule) -> list[Chunk]:
+        """Read the results of a step."""
+        running = [c for c in schedule.chunks if c.sequence.status is SequenceStatus.RUNNING]
+        self.scheduler.advance(running)
+        for chunk in running:
             self.num_prompt_tokens_computed += max(
                 0,
                 min(chunk.sequence.num_prompt_tokens, chunk.start + chunk.num_tokens) - chunk.start,
@@ -129,10 +149,15 @@ class Workload:
         assert sum(chunk.num_step_tokens for chunk in chunks) <= self.budget
         assert self.scheduler.num_running <= min(self.max_num_seqs, self.budget)
         assert len({chunk.sequence for chunk in chunks}) == len(chunks)
-        assert chunks or not self.alive, "nothing runs although something waits"
+        assert chunks or self.in_flight or not self.alive, "nothing runs although something waits"
+        under_way = Counter(
+            chunk.sequence for step in self.in_flight for chunk in step.chunks if chunk.samples
+        )
+        assert not any(under_way[chunk.sequence] for chunk in chunks), "its last token is not known"
         for chunk in chunks:
             assert chunk.num_tokens > 0
-            assert chunk.start == chunk.sequence.num_computed
+            if self.num_in_flight == 1:
+                assert chunk.start == chunk.sequence.num_computed
             end = chunk.start + chunk.num_step_tokens
             assert len(chunk.sequence.blocks) >= blocks_for(end)
             written = chunk.sequence.blocks[chunk.start // BLOCK_SIZE_TOKENS :]
@@ -158,5 +183,6 @@ class Workload:
                 break
             self.step()
         assert not self.alive, "some sequence starves"
+        self.in_flight.clear()  # those that ended while they were under way
         assert self.blocks.num_free == self.num_blocks
         assert self.scheduler.num_running == self.scheduler.num_waiting == 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fuserve.cli.flags import Debug, Json, ModelFlags, ModelOption
+from fuserve.cli.flags import Debug, Json, ModelFlags, ModelOption, ParallelFlags
 from fuserve.cli.output import WorkProgress, human_bytes, print_facts, print_json, print_table
 from fuserve.errors import InvalidRequestError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def latency(
     model: ModelOption,
     flags: ModelFlags,
+    parallel: ParallelFlags,
     prompt_tokens: Annotated[
         int, typer.Option("--prompt-tokens", help="Length of a prompt.", min=1)
     ] = 512,
@@ -39,15 +40,15 @@ def latency(
 
     With --load-format dummy, MODEL is a config.json or its folder, and the weights are random.
     """
-    from fuserve.decoder import load_model
     from fuserve.engine.latency import measure_latency
+    from fuserve.parallel.loading import load_parallel
 
     batches = _parse_batches(batch)
     options = flags.executor_options(
         max_model_len=prompt_tokens + output_tokens, max_num_seqs=max(batches)
     )
     with WorkProgress() as progress:
-        loaded = load_model(model, options, progress.update)
+        loaded = load_parallel(model, options, parallel.options(), progress.update)
     if prompt_tokens + output_tokens > loaded.max_model_len:
         raise InvalidRequestError(
             f"prompt and output are {prompt_tokens + output_tokens} tokens, but the model runs at "

@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fuserve.cli.answer import Answer, recommended_params, stream_answer
-from fuserve.cli.flags import Debug, Json, ModelFlags, ModelOption, SamplingFlags
+from fuserve.cli.flags import (
+    Debug,
+    Json,
+    ModelFlags,
+    ModelOption,
+    ParallelFlags,
+    SamplingFlags,
+)
 from fuserve.cli.output import WorkProgress, note, print_json
 from fuserve.errors import CapacityError, InvalidRequestError
 
@@ -54,6 +61,7 @@ class Conversation:
 def chat(
     model: ModelOption,
     flags: ModelFlags,
+    parallel: ParallelFlags,
     sampling: SamplingFlags,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     json: Json = False,
@@ -67,7 +75,7 @@ def chat(
 
     sampling.params()  # refuses what is out of range before the model is loaded
     with WorkProgress() as progress:
-        llm = LLM(model, **flags.keywords(), progress=progress.update)
+        llm = LLM(model, **flags.keywords(), **parallel.keywords(), progress=progress.update)
     conversation = Conversation(system)
     with llm:
         params = sampling.params(recommended_params(llm))

@@ -16,15 +16,21 @@ import typer
 if TYPE_CHECKING:
     from fuserve import SamplingParams
     from fuserve.decoder.options import ExecutorOptions
+    from fuserve.parallel.options import ParallelOptions
 
 MODEL_HELP = "A folder, a .gguf file, a hub id, or 'demo'."
 _MODEL_PANEL = "Model"
+_PARALLEL_PANEL = "Several processes"
 _SAMPLING_PANEL = "Sampling"
 DEBUG_KEY = "fuserve.debug"
 
 
 def _model(*names: str, help: str, **limits: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=_MODEL_PANEL, **limits)
+
+
+def _parallel(*names: str, help: str, **limits: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=_PARALLEL_PANEL, **limits)
 
 
 def _sampling(*names: str, help: str, **limits: Any) -> Any:
@@ -142,6 +148,10 @@ class ModelFlags:
         Literal["native", "reference"],
         _model("--executor", help="reference is plain torch (extra 'torch')."),
     ] = "native"
+    rank_invariant: Annotated[
+        bool,
+        _model("--rank-invariant", help="The same bits over 1, 2 and 4 tensor-parallel processes."),
+    ] = False
     device: Annotated[str, _model("--device", help="Device of the reference executor.")] = "cpu"
 
     def keywords(self) -> dict[str, Any]:
@@ -157,6 +167,61 @@ class ModelFlags:
         from fuserve.decoder.options import ExecutorOptions
 
         return ExecutorOptions(**{**defaults, **self.keywords()})
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelFlags:
+    """How many processes a model is spread over."""
+
+    tensor_parallel_size: Annotated[
+        int,
+        _parallel(
+            "--tensor-parallel-size",
+            "--tensor-parallel",
+            "-tp",
+            help="Processes that share each layer.",
+            min=1,
+        ),
+    ] = 1
+    pipeline_parallel_size: Annotated[
+        int,
+        _parallel(
+            "--pipeline-parallel-size",
+            "--pipeline-parallel",
+            "-pp",
+            help="Stages of consecutive layers, each in processes of its own.",
+            min=1,
+        ),
+    ] = 1
+    balance: Annotated[
+        Literal["bytes", "measured"],
+        _parallel("--balance", help="Stages of equal bytes, or of equal time as measured."),
+    ] = "bytes"
+    step_timeout: Annotated[
+        float | None,
+        _parallel(
+            "--step-timeout", help="Seconds after which a step has a process that hangs.", min=0.1
+        ),
+    ] = None
+    join_timeout: Annotated[
+        float | None,
+        _parallel(
+            "--join-timeout", help="Seconds that a starting process may say nothing.", min=0.1
+        ),
+    ] = None
+
+    def keywords(self) -> dict[str, Any]:
+        """The flags as keywords of ``ParallelOptions`` and ``LLM``; those not given are absent."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["step_timeout_s"] = values.pop("step_timeout")
+        values["join_timeout_s"] = values.pop("join_timeout")
+        return {name: value for name, value in values.items() if value is not None}
+
+    def options(self) -> ParallelOptions:
+        """``ParallelOptions`` of these flags."""
+        from fuserve.parallel.options import ParallelOptions
+
+        return ParallelOptions(**self.keywords())
 
 
 @dataclass(frozen=True, slots=True)

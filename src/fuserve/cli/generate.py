@@ -8,7 +8,14 @@ from typing import Annotated
 import typer
 
 from fuserve.cli.answer import Answer, recommended_params, stream_answer
-from fuserve.cli.flags import Debug, Json, ModelFlags, ModelOption, SamplingFlags
+from fuserve.cli.flags import (
+    Debug,
+    Json,
+    ModelFlags,
+    ModelOption,
+    ParallelFlags,
+    SamplingFlags,
+)
 from fuserve.cli.output import WorkProgress, note, print_json
 from fuserve.errors import InvalidRequestError
 
@@ -16,6 +23,7 @@ from fuserve.errors import InvalidRequestError
 def generate(
     model: ModelOption,
     flags: ModelFlags,
+    parallel: ParallelFlags,
     sampling: SamplingFlags,
     prompt: Annotated[str | None, typer.Argument(help="The prompt; stdin by default.")] = None,
     chat: Annotated[
@@ -33,7 +41,7 @@ def generate(
     text = _prompt(prompt)
     sampling.params()  # refuses what is out of range before the model is loaded
     with WorkProgress() as progress:
-        llm = LLM(model, **flags.keywords(), progress=progress.update)
+        llm = LLM(model, **flags.keywords(), **parallel.keywords(), progress=progress.update)
     answer = Answer()
     with llm:
         params = sampling.params(recommended_params(llm))

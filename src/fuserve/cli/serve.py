@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fuserve.cli.flags import Debug, ModelFlags, ModelOption
+from fuserve.cli.flags import Debug, ModelFlags, ModelOption, ParallelFlags
 from fuserve.cli.output import WorkProgress, note
 from fuserve.errors import InvalidRequestError, MissingExtraError
 
@@ -145,6 +145,7 @@ class SchedulingFlags:
 def serve(
     model: ModelOption,
     flags: ModelFlags,
+    parallel: ParallelFlags,
     scheduling: SchedulingFlags,
     server: ServerFlags,
     tokenizer: Annotated[
@@ -158,13 +159,13 @@ def serve(
     SIGTERM and Ctrl-C let running requests end before the server exits.
     """
     run_server, listen, configure_logging = _server_functions()
-    from fuserve.decoder import load_model
+    from fuserve.parallel.loading import load_parallel
 
     config = server.config(scheduling.request_timeout)
     with listen(server.host, server.port) as listener:
         options = flags.executor_options()
         with WorkProgress() as progress:
-            loaded = load_model(model, options, progress.update)
+            loaded = load_parallel(model, options, parallel.options(), progress.update)
         try:
             codec = _tokenizer(loaded, tokenizer)
             engine_config = scheduling.engine_config(

@@ -8,12 +8,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from fuserve.architectures import DecoderSpec, num_parameters
 from fuserve.checkpoints import Checkpoint, open_checkpoint
 from fuserve.decoder.model_part import ModelPart
-from fuserve.decoder.native import NativeExecutor, cache_type, kv_block_bytes
-from fuserve.decoder.options import ExecutorOptions
+from fuserve.decoder.native import CACHE_TYPES, NativeExecutor, cache_type, kv_block_bytes
+from fuserve.decoder.options import ExecutorOptions, KVCacheDtype
 from fuserve.decoder.packed_file import cache_folder, packed_bytes
 from fuserve.decoder.packing import Progress
 from fuserve.decoder.shard import WHOLE_MODEL, Shard
@@ -62,8 +63,9 @@ class LoadedModel:
 
     def close(self) -> None:
         """Let go of weights, cache and threads."""
-        if isinstance(self.executor, NativeExecutor):
-            self.executor.close()
+        close = getattr(self.executor, "close", None)
+        if close is not None:
+            close()
 
 
 def load_model(
@@ -85,15 +87,29 @@ def load_model(
         InvalidRequestError: the options contradict each other.
     """
     start = time.perf_counter()
-    checkpoint = None if options.load_format == "dummy" else open_checkpoint(model)
-    weights: DecoderWeights = (
-        CheckpointWeights(checkpoint)
-        if checkpoint is not None
-        else DummyWeights(spec_from_config(_read_config(Path(model))))
-    )
+    checkpoint, weights = open_weights(model, options)
     if options.executor == "reference":
         return _load_reference(weights, checkpoint, options, start)
     return _load_native(weights, checkpoint, options, progress, start)
+
+
+def open_weights(model: str, options: ExecutorOptions) -> tuple[Checkpoint | None, DecoderWeights]:
+    """A model's checkpoint, None for dummy weights, and its weights, which are not read yet.
+
+    Raises:
+        ModelNotFoundError, CheckpointError, UnsupportedModelError: as ``load_model``.
+    """
+    if options.load_format == "dummy":
+        return None, DummyWeights(spec_from_config(_read_config(Path(model))))
+    checkpoint = open_checkpoint(model)
+    return checkpoint, CheckpointWeights(checkpoint)
+
+
+def model_cache_dtype(weights: DecoderWeights, options: ExecutorOptions) -> KVCacheDtype:
+    """The type of a model's KV cache, decided where it is "auto"."""
+    plan, _ = plan_storage(weights, options, ModelPart(weights.spec))
+    kind = cache_type(options, plan)
+    return next(name for name in get_args(KVCacheDtype) if CACHE_TYPES.get(name) is kind)
 
 
 def _load_native(
@@ -171,9 +187,20 @@ def part_bytes(
 
 
 def plan_cache(
-    spec: DecoderSpec, options: ExecutorOptions, weight_bytes: int, block_bytes: int
+    spec: DecoderSpec,
+    options: ExecutorOptions,
+    weight_bytes: int,
+    block_bytes: int,
+    available_bytes: int | None = None,
 ) -> tuple[int, int]:
     """Blocks of the KV cache, and the longest sequence that they and the model allow.
+
+    Args:
+        spec: of the model.
+        options: sizes that the user has chosen.
+        weight_bytes: of all weights on this host.
+        block_bytes: of one block in all layers on this host.
+        available_bytes: memory that can be taken; None asks the system.
 
     Raises:
         CapacityError: the weights, or one sequence beside them, do not fit into memory.
@@ -184,11 +211,13 @@ def plan_cache(
         raise InvalidRequestError(
             f"max_model_len {longest} is beyond the {spec.max_position} positions of the model"
         )
-    room = available_memory() - weight_bytes
+    if available_bytes is None:
+        available_bytes = available_memory()
+    room = available_bytes - weight_bytes
     if room <= 0:
         raise CapacityError(
             f"the weights need {weight_bytes / 1e9:.2f} GB, but only "
-            f"{(room + weight_bytes) / 1e9:.2f} GB of memory are free; choose int8 or int4 "
+            f"{available_bytes / 1e9:.2f} GB of memory are free; choose int8 or int4 "
             "quantization or a smaller model"
         )
     budget = options.kv_cache_bytes or int(CACHE_SHARE * room)

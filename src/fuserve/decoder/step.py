@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from fuserve.architectures.spec import DecoderSpec
+from fuserve.errors import RankFailedError
 from fuserve.kernels.cache import BLOCK_SIZE_TOKENS as BLOCK_SIZE_TOKENS
 
 
@@ -51,4 +52,50 @@ class Executor(Protocol):
 
     def copy_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Copy whole KV-cache blocks, each (from, to), in all layers."""
+        ...
+
+
+@runtime_checkable
+class PipelinedExecutor(Executor, Protocol):
+    """An executor of several processes, its ranks: it can have steps in flight, and can fail.
+
+    Steps and copies take effect in the order in which they were called.
+
+    Attributes:
+        num_in_flight: steps that may have begun and not been finished.
+        failure: why it cannot step, until it is restarted; None while it can. Any thread may read
+            it.
+    """
+
+    num_in_flight: int
+    failure: RankFailedError | None
+
+    def begin(self, batch: StepBatch) -> None:
+        """Start a step.
+
+        Raises:
+            RankFailedError: a rank has died, hangs or cannot be reached.
+        """
+        ...
+
+    def finish(self) -> npt.NDArray[np.float32]:
+        """Results of the oldest step that has begun, as those of ``step``.
+
+        They are valid until ``num_in_flight`` further steps have begun.
+
+        Raises:
+            RankFailedError: as ``begin``.
+        """
+        ...
+
+    def on_failure(self, notify: Callable[[], None]) -> None:
+        """Call ``notify``, on a thread of the executor's, whenever ``failure`` is set."""
+        ...
+
+    def restart(self) -> None:
+        """Start all ranks anew, with a cache of the same size and no contents.
+
+        Raises:
+            RankFailedError: it did not succeed; it may be tried again.
+        """
         ...

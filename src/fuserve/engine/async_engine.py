@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
+from fuserve.engine.backoff import Backoff
 from fuserve.engine.embedding import Pooling
 from fuserve.engine.engine import Engine
 from fuserve.engine.intake import Terms
@@ -20,7 +21,13 @@ from fuserve.engine.request import Request
 from fuserve.engine.request_stream import Mailbox, RequestStream, wake
 from fuserve.engine.sampling_params import SamplingParams
 from fuserve.engine.stats import EngineObserver, EngineStats, StepStats
-from fuserve.errors import EngineStoppedError, InvalidRequestError, RequestFailedError
+from fuserve.errors import (
+    EngineStoppedError,
+    FuserveError,
+    InvalidRequestError,
+    RankFailedError,
+    RequestFailedError,
+)
 
 _log = logging.getLogger("fuserve.engine")
 _JOIN_TIMEOUT_S = 30.0
@@ -37,12 +44,16 @@ class EngineHealth:
 class AsyncEngine:
     """Runs an engine on its own thread; requests come and go between its steps.
 
+    When a rank of the engine's executor fails, all requests end with ``RankFailedError``, and none
+    are taken until the ranks have been started anew, which is tried again and again.
+
     Args:
         engine: nobody else may use it.
         max_queue_requests: requests that may wait to begin.
         max_queue_tokens: tokens that their prompts may have together.
         observer: hears of every step and every ended request.
         stuck_after_s: a step, its delivery included, that takes longer makes ``health`` bad.
+        backoff: how long to wait before ranks are started anew.
         clock: monotonic seconds.
     """
 
@@ -54,6 +65,7 @@ class AsyncEngine:
         max_queue_tokens: int = 65536,
         observer: EngineObserver | None = None,
         stuck_after_s: float = 60.0,
+        backoff: Backoff | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
@@ -70,8 +82,11 @@ class AsyncEngine:
         self._draining = False
         self._stopping = False
         self._death: str | None = None
+        self._backoff = backoff or Backoff()
+        self._lost: RankFailedError | None = None  # until the ranks run again
         self._idle = threading.Event()  # set once draining has left nothing to do
         self._turn_began_s: float | None = None  # None while there is nothing to do
+        engine.on_failure(self._notice_failure)
 
     @property
     def max_queue_requests(self) -> int:
@@ -222,6 +237,11 @@ class AsyncEngine:
             return EngineHealth(False, f"The engine has been in one step for {turn_s:.0f} s.")
         return EngineHealth(True)
 
+    def readiness(self) -> EngineHealth:
+        """Whether new requests are taken: healthy, and no ranks on their way back."""
+        lost = self._lost or self._engine.failure
+        return self.health() if lost is None else EngineHealth(False, str(lost))
+
     def _num_arrived_tokens(self) -> int:
         return sum(len(request.prompt_token_ids) for request in self._arrivals)
 
@@ -230,18 +250,28 @@ class AsyncEngine:
             raise EngineStoppedError(self._death)
         if self._draining:
             raise EngineStoppedError("The engine is being stopped and takes no more requests.")
+        lost = self._lost or self._engine.failure
+        if lost is not None:
+            raise RankFailedError(str(lost))
         self._limits.check(
             self._engine.num_queued_requests + len(self._arrivals),
             self._engine.num_queued_tokens + self._num_arrived_tokens(),
             num_tokens,
         )
 
+    def _notice_failure(self) -> None:
+        with self._wakeup:
+            self._wakeup.notify()
+
     # What follows runs on the engine's thread.
 
     def _run(self) -> None:
         try:
             while self._take_in():
-                self._step()
+                if self._engine.failure is not None:
+                    self._recover(self._engine.failure)
+                else:
+                    self._step()
             self._deliver(self._engine.abort_all())
         except BaseException as error:
             _log.exception("The engine's thread has died.")
@@ -253,7 +283,11 @@ class AsyncEngine:
         """Wait for something to do, and take in what has come; False if it is time to stop."""
         with self._wakeup:
             while not (
-                self._arrivals or self._aborts or self._engine.has_unfinished or self._stopping
+                self._arrivals
+                or self._aborts
+                or self._engine.has_unfinished
+                or self._stopping
+                or self._engine.failure is not None
             ):
                 if self._draining:
                     self._idle.set()
@@ -286,11 +320,32 @@ class AsyncEngine:
         self._deliver(updates)
         last = self._engine.last_step
         if last is not None and self._observer is not None:
-            overhead_s = self._clock() - began_s - last.execute_s
+            # A step that was in flight before this turn has been executing beside it.
+            overhead_s = max(0.0, self._clock() - began_s - last.execute_s)
             step = StepStats.of(last.load, last.execute_s, overhead_s)
             self._observer.on_step(step, self._engine.stats())
 
-    def _fail_all(self, error: RequestFailedError) -> None:
+    def _recover(self, failure: RankFailedError) -> None:
+        """End everything, and start the ranks anew; once, so that the loop sees what has come."""
+        _log.error("%s", failure)
+        self._lost = failure
+        self._fail_all(failure)
+        delay_s = self._backoff.delay_s()
+        with self._wakeup:
+            self._turn_began_s = None
+            if self._draining:
+                self._idle.set()
+            if self._wakeup.wait_for(lambda: self._stopping, delay_s):
+                return
+        try:
+            self._engine.restart()
+        except RankFailedError as error:
+            _log.error("The ranks do not start: %s", error)
+        else:
+            _log.warning("The ranks run again.")
+            self._lost = None
+
+    def _fail_all(self, error: FuserveError) -> None:
         self._deliver(self._engine.fail_all(error))
         # Those that the failed step had taken out of the engine but not reported.
         with self._wakeup:

@@ -119,6 +119,14 @@ class BlockManager:
                 else:
                     self._free.append(block)
 
+    def forget_all(self) -> None:
+        """The cache has lost its contents: nothing in it shall be found."""
+        for block in list(self._hash_of):
+            self._forget(block)
+        self._free += reversed(self._retained)
+        self._retained.clear()
+        self.num_ever_used = 0
+
     def _evict(self) -> int:
         block, _ = self._retained.popitem(last=False)
         self._forget(block)

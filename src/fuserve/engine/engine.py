@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fuserve.decoder.step import BLOCK_SIZE_TOKENS, Executor
+from fuserve.decoder.step import BLOCK_SIZE_TOKENS, Executor, PipelinedExecutor
 from fuserve.engine.admission import Limits
 from fuserve.engine.block_manager import BlockManager
 from fuserve.engine.config import EngineConfig
-from fuserve.engine.contained_step import run_contained
 from fuserve.engine.embedding import Pooling
 from fuserve.engine.generation import Generation
 from fuserve.engine.guided import GuideCompiler
@@ -21,21 +20,21 @@ from fuserve.engine.pace import Pace
 from fuserve.engine.prompt_scores import max_rows
 from fuserve.engine.request import Request
 from fuserve.engine.sampling_params import SamplingParams
-from fuserve.engine.schedule import Schedule
 from fuserve.engine.scheduler import Scheduler
 from fuserve.engine.sequence import Chunk, SequenceStatus
 from fuserve.engine.sequence import Sequence as TokenSequence
 from fuserve.engine.stats import EngineStats, TokenTotals
-from fuserve.engine.step_builder import ChunkResults, build_step, split_rows
+from fuserve.engine.step_builder import ChunkResults
 from fuserve.engine.step_cost import StepCost, StepLoad
+from fuserve.engine.steps_in_flight import StepsInFlight
 from fuserve.engine.text_codec import TextCodec
 from fuserve.engine.touch_ahead import TouchAhead
-from fuserve.errors import DeadlineError, FuserveError, RequestFailedError
+from fuserve.errors import DeadlineError, FuserveError, RankFailedError, RequestFailedError
 
 
 @dataclass(frozen=True, slots=True)
 class LastStep:
-    """What the executor did last, and how long it took."""
+    """What the executor did last, and how long it took, earlier steps not counted."""
 
     load: StepLoad
     execute_s: float
@@ -47,7 +46,7 @@ class Engine:
     ``check_request`` and ``prepare`` may be called from any thread.
 
     A request's tokens do not depend on what else runs. One that fails ends alone; the others do
-    not notice.
+    not notice. Only when a rank of a parallel executor fails, all end, and ``restart`` is needed.
 
     Args:
         executor: the model and its KV cache.
@@ -68,6 +67,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._executor = executor
+        self._group = executor if isinstance(executor, PipelinedExecutor) else None
         self._codec = codec
         self._config = config
         self._clock = clock
@@ -84,6 +84,7 @@ class Engine:
             shares_prefixes=config.enable_prefix_caching,
             clock=clock,
         )
+        self._in_flight = StepsInFlight(executor, clock)
         self._blocks = BlockManager(executor.num_blocks, retain=config.enable_prefix_caching)
         self._cost = StepCost()
         max_itl_s = None if config.max_itl_ms is None else config.max_itl_ms * 1e-3
@@ -93,6 +94,7 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_prompt_logits=max_rows(vocab_size),
             pace=Pace(self._cost, max_itl_s),
+            num_in_flight=self._in_flight.capacity,
         )
         self._touch_ahead = TouchAhead(executor, num_ahead=2 * config.max_num_seqs)
         self._open = OpenRequests()
@@ -151,6 +153,29 @@ class Engine:
             prompt_tokens_total=self._totals.prompt,
             generation_tokens_total=self._totals.generation,
         )
+
+    @property
+    def failure(self) -> RankFailedError | None:
+        """Why the executor cannot step until ``restart``; None while it can. For any thread."""
+        return self._group.failure if self._group is not None else None
+
+    def on_failure(self, notify: Callable[[], None]) -> None:
+        """Call ``notify``, on some other thread, whenever ``failure`` is set."""
+        if self._group is not None:
+            self._group.on_failure(notify)
+
+    def restart(self) -> None:
+        """Start the executor's ranks anew after a failure, once ``fail_all`` has ended everything.
+
+        Raises:
+            RankFailedError: they do not start; it may be tried again.
+        """
+        if self._group is None:
+            return
+        self._group.restart()
+        self._in_flight.forget()
+        self._blocks.forget_all()
+        self._touch_ahead.forget()
 
     def check_request(self, prompt_token_ids: Sequence[int], params: SamplingParams) -> None:
         """Raise what ``add_request`` would, without adding.
@@ -262,46 +287,56 @@ class Engine:
 
     def fail_all(self, error: FuserveError) -> list[RequestUpdate]:
         """End all requests with an error."""
-        updates = {r.request_id: RequestUpdate(r.request_id, []) for r in self._open.all()}
-        for request in self._open.all():
-            self._fail(request, updates[request.request_id], error)
+        updates: dict[str, RequestUpdate] = {}
+        self._end_all(error, updates)
         return list(updates.values())
 
     def step(self) -> list[RequestUpdate]:
         """Run one step of the model; return what it did to each request it touched.
 
         If the executor fails, the chunks of this step are run one by one, and the requests whose
-        chunks fail again end with an error; all others go on.
+        chunks fail again end with an error; all others go on. If a rank fails, ``failure`` is set
+        and all requests end with it.
         """
         updates = self._expire()
         self.last_step = None
-        schedule = self._scheduler.schedule()
-        if schedule.chunks:
-            self._begin(schedule.chunks)
-            self._run(schedule, updates)
-            self._touch_ahead.after_step(self._blocks.num_ever_used)
+        try:
+            self._fill_pipeline()
+            if len(self._in_flight) > 0:
+                self._finish_step(updates)
+                self._touch_ahead.after_step(self._blocks.num_ever_used)
+        except RankFailedError as error:
+            self._in_flight.forget()  # what all had computed is gone with the ranks
+            self._end_all(error, updates)
         return list(updates.values())
 
-    def _run(self, schedule: Schedule, updates: dict[str, RequestUpdate]) -> None:
-        def execute(chunks: list[Chunk]) -> list[ChunkResults]:
-            batch = build_step(chunks)
-            return split_rows(chunks, self._executor.step(batch), batch.hidden)
+    def _fill_pipeline(self) -> None:
+        """Begin as many steps as there is room and work for."""
+        while self._in_flight.has_room:
+            schedule = self._scheduler.schedule()
+            if not schedule.chunks:
+                break
+            self._begin(schedule.chunks)
+            self._in_flight.begin(schedule)
 
-        started_s = self._clock()
-        if schedule.copies:
-            self._executor.copy_blocks(schedule.copies)
-        outcome = run_contained(execute, schedule.chunks)
-        self.last_step = LastStep(schedule.load, self._clock() - started_s)
-        if not outcome.failed and not schedule.copies:
-            self._cost.observe(schedule.load, self.last_step.execute_s)
-        for chunk, error in outcome.failed:
+    def _finish_step(self, updates: dict[str, RequestUpdate]) -> None:
+        step = self._in_flight.finish()
+        self.last_step = LastStep(step.schedule.load, step.execute_s)
+        if not step.outcome.failed and not step.schedule.copies:
+            self._cost.observe(step.schedule.load, step.execute_s)
+        for chunk, error in step.outcome.failed:
             self._fail_sequence(chunk.sequence, error, updates)
-        for chunks, results in outcome.done:
+        for chunks, results in step.outcome.done:
             self._scheduler.advance(
                 chunk for chunk in chunks if chunk.sequence.status is SequenceStatus.RUNNING
             )
             for of_chunk in results:
                 self._read(of_chunk, updates)
+
+    def _end_all(self, error: FuserveError, updates: dict[str, RequestUpdate]) -> None:
+        for request in self._open.all():
+            update = updates.setdefault(request.request_id, RequestUpdate(request.request_id, []))
+            self._fail(request, update, error)
 
     def _begin(self, chunks: list[Chunk]) -> None:
         """Note which requests are in a step for the first time."""

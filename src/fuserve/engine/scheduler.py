@@ -13,7 +13,7 @@ from fuserve.engine.pace import Pace, PrefillRoom
 from fuserve.engine.prefix_hash import extend_hashes
 from fuserve.engine.schedule import Schedule, decode_load, with_prefill
 from fuserve.engine.sequence import Chunk, Sequence, SequenceStatus
-from fuserve.engine.step_cost import StepCost
+from fuserve.engine.step_cost import StepCost, StepLoad
 
 _by_rank = attrgetter("rank")
 
@@ -30,6 +30,11 @@ class Scheduler:
     prefix in the cache by its hash, and the partly filled last block of a prompt that has several
     completions as a copy.
 
+    Several steps may be on their way at once, one for each stage of a pipeline. Each takes its
+    share of the running sequences, none of which has an earlier token under way; of a prompt, the
+    next chunk may follow at once. Steps are executed in the order in which they were scheduled, so
+    blocks of a sequence that ends while it is under way can be given to others in the next one.
+
     Attributes:
         num_preemptions: how often a sequence lost its blocks.
         num_prefix_queries: tokens of the sequences that were admitted.
@@ -44,6 +49,7 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_prompt_logits: int | None = None,
         pace: Pace | None = None,
+        num_in_flight: int = 1,
     ) -> None:
         self._blocks = blocks
         # Every running sequence gets at least a token in every step.
@@ -51,6 +57,8 @@ class Scheduler:
         self._token_budget = max_num_batched_tokens
         self._max_prompt_logits = max_prompt_logits or max_num_batched_tokens
         self._pace = pace or Pace(StepCost())
+        self._num_in_flight = num_in_flight
+        self._last_decode_load = StepLoad()
         self._share = FairShare()
         self._waiting = FairQueue(self._share)
         self._running: list[Sequence] = []  # by rank
@@ -92,14 +100,11 @@ class Scheduler:
 
     def schedule(self) -> Schedule:
         """The next step; blocks for all its tokens are in the block tables."""
-        decoding = [sequence for sequence in self._running if sequence.num_pending == 1]
-        preempted = self._make_room(decoding)
-        if preempted:
-            decoding = [s for s in decoding if s.status is SequenceStatus.RUNNING]
+        decoding, preempted = self._make_room(self._ready())
         spare = self._token_budget - len(decoding)
         chunks: list[Chunk] = []
         # Guesses shall not keep prompts waiting.
-        has_prompts = len(self._waiting) > 0 or len(decoding) < len(self._running)
+        has_prompts = len(self._waiting) > 0 or any(s.num_pending > 1 for s in self._running)
         for_drafts = spare // 2 if has_prompts else spare
         for sequence in decoding:
             chunk = self._decode_chunk(sequence, for_drafts)
@@ -109,7 +114,8 @@ class Scheduler:
         load = decode_load(chunks)
         copies: list[tuple[int, int]] = []
         # Whoever lost blocks shall not take them back at once.
-        prompts = self._prefill(self._pace.room(load), spare, copies, may_admit=not preempted)
+        room = self._pace.room(self._felt_by(load))
+        prompts = self._prefill(room, spare, copies, may_admit=not preempted)
         return Schedule(chunks + prompts, copies, with_prefill(load, prompts))
 
     def advance(self, chunks: Iterable[Chunk]) -> None:
@@ -125,6 +131,21 @@ class Scheduler:
     def accept(self, sequence: Sequence, num_drafts: int) -> None:
         """The first drafts of the last chunk were right and are among the sequence's tokens."""
         sequence.num_computed += num_drafts
+        sequence.num_issued += num_drafts
+
+    def _ready(self) -> list[Sequence]:
+        """Generating sequences that are not under way; a step's share of those that run."""
+        share = -(-len(self._running) // self._num_in_flight)
+        ready = [s for s in self._running if s.num_pending == 1 and not s.in_flight]
+        return ready[:share]
+
+    def _felt_by(self, load: StepLoad) -> StepLoad:
+        """The decoding that prompts of this step would hold up: its own, or that of the others."""
+        if load.num_decode_tokens > 0:
+            self._last_decode_load = load
+        elif any(s.in_flight and s.num_pending == 1 for s in self._running):
+            return self._last_decode_load
+        return load
 
     def _decode_chunk(self, sequence: Sequence, spare: int) -> Chunk:
         drafts: tuple[int, ...] = ()
@@ -134,14 +155,22 @@ class Scheduler:
             drafts = tuple(sequence.draft_tokens[: max(0, min(spare, room))])
             sequence.draft_tokens = []
             self._extend(sequence, len(sequence.tokens) + len(drafts))
-        return Chunk(sequence, sequence.num_computed, 1, sequence.generates, drafts)
+        return self._issue(sequence, 1, sequence.generates, drafts)
+
+    def _issue(
+        self, sequence: Sequence, num_tokens: int, samples: bool, drafts: tuple[int, ...] = ()
+    ) -> Chunk:
+        chunk = Chunk(sequence, sequence.num_issued, num_tokens, samples, drafts)
+        sequence.num_issued += num_tokens
+        return chunk
 
     def _prefill(
         self, room: PrefillRoom, budget: int, copies: list[tuple[int, int]], *, may_admit: bool
     ) -> list[Chunk]:
         """Chunks of prompts, each the next whose turn it is."""
         turn = self._share.turn
-        reading = sorted((s for s in self._running if s.num_pending > 1), key=turn, reverse=True)
+        unread = (s for s in self._running if s.num_pending > 1 and s.num_unissued > 0)
+        reading = sorted(unread, key=turn, reverse=True)
         chunks: list[Chunk] = []
         num_logits = self._max_prompt_logits
         while budget > 0:
@@ -155,14 +184,14 @@ class Scheduler:
                 sequence = reading.pop()
             else:
                 break
-            num_tokens = sequence.num_within(min(sequence.num_pending, budget), num_logits)
-            num_tokens = room.fits(sequence.num_computed, num_tokens)
+            num_tokens = sequence.num_within(min(sequence.num_unissued, budget), num_logits)
+            num_tokens = room.fits(sequence.num_issued, num_tokens)
             if num_tokens <= 0:
                 break
-            room.take(sequence.num_computed, num_tokens)
+            room.take(sequence.num_issued, num_tokens)
             budget -= num_tokens
-            samples = num_tokens == sequence.num_pending and sequence.generates
-            chunk = Chunk(sequence, sequence.num_computed, num_tokens, samples)
+            samples = num_tokens == sequence.num_unissued and sequence.generates
+            chunk = self._issue(sequence, num_tokens, samples)
             num_logits -= len(chunk.logit_positions) - samples
             chunks.append(chunk)
         return chunks
@@ -186,6 +215,7 @@ class Scheduler:
         sequence.num_computed = len(shared) * BLOCK_SIZE_TOKENS
         sequence.num_registered = len(shared)
         self._copy_last_block(sequence, copies)
+        sequence.num_issued = sequence.num_computed
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = sequence.num_computed
             self.num_prefix_queries += len(sequence.tokens)
@@ -236,18 +266,29 @@ class Scheduler:
                 self.add(follower)
         leader.followers = []
 
-    def _make_room(self, decoding: list[Sequence]) -> bool:
-        """A block for the next token of each, oldest first; whether any sequence was preempted."""
+    def _make_room(self, ready: list[Sequence]) -> tuple[list[Sequence], bool]:
+        """A block for the next token of each, oldest first.
+
+        Returns:
+            Those that have one, and whether any sequence was preempted.
+        """
         preempted = False
-        for sequence in decoding:
+        late: list[Sequence] = []
+        for sequence in ready:
             if sequence.num_computed < len(sequence.blocks) * BLOCK_SIZE_TOKENS:
                 continue
             while self._blocks.num_free == 0 and sequence.status is SequenceStatus.RUNNING:
-                self._preempt(self._running[-1])
+                newest = next(s for s in reversed(self._running) if not s.in_flight)
+                if newest is sequence and any(s.in_flight for s in self._running):
+                    late.append(sequence)  # the steps on their way may end with free blocks
+                    break
+                self._preempt(newest)
                 preempted = True
-            if sequence.status is SequenceStatus.RUNNING:
-                self._extend(sequence, len(sequence.tokens))
-        return preempted
+            else:
+                if sequence.status is SequenceStatus.RUNNING:
+                    self._extend(sequence, len(sequence.tokens))
+        running = [s for s in ready if s.status is SequenceStatus.RUNNING and s not in late]
+        return running, preempted
 
     def _extend(self, sequence: Sequence, num_tokens: int) -> None:
         """Let the block table hold so many tokens."""
@@ -283,4 +324,5 @@ class Scheduler:
         sequence.blocks = []
         sequence.draft_tokens = []
         sequence.num_computed = 0
+        sequence.num_issued = 0
         sequence.num_registered = 0

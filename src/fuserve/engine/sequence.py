@@ -51,6 +51,7 @@ class Sequence:
         draft_tokens: guesses of the tokens after the last one. The next step takes them along if
             budget and blocks allow, and forgets them otherwise.
         num_computed: leading tokens whose keys and values are in the cache.
+        num_issued: leading tokens that are there, or in steps that are on their way.
         blocks: the block table.
         block_hashes: content hashes of the leading full blocks, as far as anyone asked.
         num_registered: leading blocks that others can find by their hash.
@@ -68,6 +69,7 @@ class Sequence:
     cache_salt: bytes = b""
     draft_tokens: list[int] = field(default_factory=list)
     num_computed: int = 0
+    num_issued: int = 0
     blocks: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     num_registered: int = 0
@@ -82,6 +84,16 @@ class Sequence:
     def num_pending(self) -> int:
         """Tokens not yet computed: 1 while decoding, more while a prompt is being read."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def num_unissued(self) -> int:
+        """Tokens that no step has taken."""
+        return len(self.tokens) - self.num_issued
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a step that holds some of its tokens has not ended."""
+        return self.num_issued > self.num_computed
 
     @property
     def generates(self) -> bool:
@@ -103,10 +115,10 @@ class Sequence:
         rows = self.prompt_rows
         if rows is None or rows.kind != "logits":
             return num_tokens
-        wanted = rows.within(self.num_computed, self.num_computed + num_tokens)
+        wanted = rows.within(self.num_issued, self.num_issued + num_tokens)
         if len(wanted) <= num_logits:
             return num_tokens
-        return wanted.start - self.num_computed + num_logits
+        return wanted.start - self.num_issued + num_logits
 
 
 @dataclass(frozen=True, slots=True)

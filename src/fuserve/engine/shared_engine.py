@@ -24,7 +24,11 @@ class Query:
 
 
 class SharedEngine:
-    """Routes what each step gives to the callers it belongs to."""
+    """Routes what each step gives to the callers it belongs to.
+
+    When a rank of the engine's executor has failed, the requests of that moment end with an error,
+    and the ranks are started anew for the next ones.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -80,6 +84,8 @@ class SharedEngine:
         try:
             with self._lock:
                 self.check_open()
+                if self._engine.failure is not None:
+                    self._restart(self._engine.failure)
                 for query in queries:
                     request_id = self._engine.add_request(
                         query.token_ids, query.params, prompt=query.text
@@ -96,6 +102,11 @@ class SharedEngine:
                     self._let_go()
                 finally:
                     self._lock.release()
+
+    def _restart(self, failure: FuserveError) -> None:
+        for update in self._engine.fail_all(failure):
+            self._inboxes[update.request_id].append(update)
+        self._engine.restart()
 
     def _let_go(self) -> None:
         while self._leaving:

@@ -22,6 +22,10 @@ class TouchAhead:
         self._num_ahead = num_ahead
         self._num_touched = 0
 
+    def forget(self) -> None:
+        """The cache's memory is new."""
+        self._num_touched = 0
+
     def after_step(self, num_used: int) -> None:
         """Touch the next block, if it is time.
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
+from fuserve.engine.async_engine import EngineHealth
 from fuserve.server.context import ServerContext
 
 
@@ -31,17 +32,14 @@ def operation_router(context: ServerContext) -> APIRouter:
     @router.get("/health", response_model=None)
     async def health() -> Response:
         """200 while the engine's thread lives and its steps come to an end."""
-        state = context.engine.health()
-        if state.ok:
-            return JSONResponse({"status": "ok"})
-        return JSONResponse({"status": "failed", "reason": state.reason}, 503)
+        return _answer(context.engine.health())
 
     @router.get("/ready", response_model=None)
     async def ready() -> Response:
         """200 while new requests are taken."""
         if context.draining:
             return JSONResponse({"status": "draining"}, 503)
-        return await health()
+        return _answer(context.engine.readiness())
 
     @router.get("/metrics", response_model=None)
     async def metrics() -> Response:
@@ -54,6 +52,12 @@ def operation_router(context: ServerContext) -> APIRouter:
         return JSONResponse({"version": version("fuserve")})
 
     return router
+
+
+def _answer(state: EngineHealth) -> Response:
+    if state.ok:
+        return JSONResponse({"status": "ok"})
+    return JSONResponse({"status": "failed", "reason": state.reason}, 503)
 
 
 def _model(context: ServerContext, name: str) -> dict[str, Any]:

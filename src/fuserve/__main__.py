@@ -1,0 +1,5 @@
+"""``python -m fuserve``: the ``fuserve`` command."""
+
+from fuserve.cli.main import main
+
+main()
