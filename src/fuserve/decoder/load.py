@@ -87,7 +87,7 @@ def load_model(
     weights: DecoderWeights = (
         CheckpointWeights(checkpoint)
         if checkpoint is not None
-        else DummyWeights(spec_from_config(_read_config(Path(model))))
+        else DummyWeights(spec_from_config(read_config(Path(model))))
     )
     if options.executor == "reference":
         return _load_reference(weights, checkpoint, options, start)
@@ -209,7 +209,12 @@ def _cache_file(checkpoint: Checkpoint | None, options: ExecutorOptions) -> Path
     return cache_folder() / f"{key[:32]}.packed"
 
 
-def _read_config(path: Path) -> Mapping[str, object]:
+def read_config(path: Path) -> Mapping[str, object]:
+    """A config.json, by itself or in its folder.
+
+    Raises:
+        ModelNotFoundError: it cannot be read, or is no JSON object.
+    """
     file = path / "config.json" if path.is_dir() else path
     try:
         config = json.loads(file.read_text())
