@@ -171,7 +171,7 @@ def plan_cache(
         raise InvalidRequestError(
             f"max_model_len {longest} is beyond the {spec.max_position} positions of the model"
         )
-    room = available_memory() - weight_bytes
+    room = int(options.memory_share * available_memory()) - weight_bytes
     if room <= 0:
         raise CapacityError(
             f"the weights need {weight_bytes / 1e9:.2f} GB, but only "
