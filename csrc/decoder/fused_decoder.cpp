@@ -6,6 +6,7 @@
 #include "decoder/activation.h"
 #include "decoder/rope.h"
 #include "decoder/row_forms.h"
+#include "decoder/tree_sum.h"
 #include "linear/linear.h"
 #include "norm/norm.h"
 
@@ -33,60 +34,176 @@ constexpr int kFeedForwardCols = 128;  // the largest group that activation sums
 
 }  // namespace
 
+FusedDecoder::FusedDecoder(DecoderModel model, KVCache cache)
+    : model_(std::move(model)), cache_(cache) {
+  int first = 0;
+  const std::vector<PackedLinear>& parts = model_.layers.front().down.parts;
+  for (int part = 0; part < static_cast<int>(parts.size()); ++part) {
+    const int cols = parts[static_cast<size_t>(part)].cols;
+    for (int begin = 0; begin < cols; begin += kFeedForwardCols)
+      feed_forward_units_.push_back(
+          {part, begin, first + begin, std::min(kFeedForwardCols, cols - begin)});
+    first += cols;
+  }
+}
+
 void FusedDecoder::step(const Step& step, ThreadPool& pool) {
   work_.reserve(model_, step.num_tokens, pool.size());
   plan_attention(step, pool.size());
+  if (model_.exchange != nullptr) {
+    const int share = *std::max_element(model_.vocab_sizes.begin(), model_.vocab_sizes.end());
+    const auto floats = [](int rows, int width) {
+      return static_cast<size_t>(rows) * static_cast<size_t>(width);
+    };
+    model_.exchange->reserve(
+        std::max(floats(std::min(step.num_tokens, rows_per_exchange(model_.hidden_size)),
+                        model_.hidden_size),
+                 floats(std::min(step.num_logit_rows, rows_per_exchange(share)), share)));
+  }
   pool.run([&](Team& team, int thread) {
     Lane lane{team, thread, step, work_.threads[static_cast<size_t>(thread)]};
     run(lane);
   });
+  failed_ = false;
+  if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
 void FusedDecoder::run(Lane& lane) {
-  embed(lane);
-  for (int layer = 0; layer < static_cast<int>(model_.layers.size()); ++layer) {
+  model_.is_first_stage() ? embed(lane) : receive(lane);
+  for (int layer = 0; layer < static_cast<int>(model_.layers.size()) && !failed_; ++layer) {
     attention_half(lane, layer);
+    if (failed_) return;
     feed_forward_half(lane, layer);
   }
+  if (failed_) return;
+  if (!model_.is_last_stage()) return pass_on(lane);
   hidden_states(lane);
   logits(lane);
 }
 
-void FusedDecoder::embed(Lane& lane) {
-  const Step& step = lane.step;
-  lane.team.for_each(lane.thread, step.num_tokens, [&](int token) {
-    float* row = hidden_row(token);
-    unpack_row(model_.embedding, step.tokens[token], row);
-    for (int k = 0; k < model_.hidden_size; ++k) row[k] *= model_.embedding_scale;
-    if (model_.position_embedding != nullptr) {
-      const float* position =
-          model_.position_embedding +
-          static_cast<std::ptrdiff_t>(step.positions[token]) * model_.hidden_size;
-      for (int k = 0; k < model_.hidden_size; ++k) row[k] += position[k];
+template <class F>
+bool FusedDecoder::meet(Lane& lane, F&& exchange) {
+  lane.team.sync(lane.thread);
+  if (lane.thread == 0) {
+    try {
+      exchange(*model_.exchange);
+    } catch (...) {
+      failure_ = std::current_exception();
+      failed_ = true;
     }
-    if (model_.embedding_norm) normalize(model_.embedding_norm, row, model_.hidden_size, row);
-    for (size_t r = 0; r < model_.ropes.size(); ++r) {
-      const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(token) * (model_.ropes[r].dim / 2);
-      rope_angles(model_.ropes[r], step.positions[token], work_.cosines[r] + at,
-                  work_.sines[r] + at);
-    }
+  }
+  lane.team.sync(lane.thread);
+  return !failed_;
+}
+
+int FusedDecoder::rows_per_exchange(int width) const {
+  constexpr size_t kMost = 1U << 20U;
+  const size_t rows = model_.exchange->capacity() / static_cast<size_t>(width);
+  return static_cast<int>(std::clamp<size_t>(rows, 1, kMost));
+}
+
+template <class F>
+void FusedDecoder::add_ranks(Lane& lane, int rows, F&& f) {
+  constexpr int kCols = 512;
+  const std::vector<const float*>& parts = model_.exchange->parts();
+  const int width = model_.hidden_size, units = ceil_div(width, kCols);
+  lane.team.for_each(lane.thread, rows * units, [&](int unit) {
+    const int row = unit / units, begin = unit % units * kCols;
+    tree_sum(parts.data(), static_cast<int>(parts.size()),
+             static_cast<std::ptrdiff_t>(row) * width + begin, std::min(kCols, width - begin),
+             [&](int k, int n, F32x16 sum) { f(row, begin + k, n, sum); });
+  });
+}
+
+void FusedDecoder::rotation_angles(const Step& step, int token) {
+  for (size_t r = 0; r < model_.ropes.size(); ++r) {
+    const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(token) * (model_.ropes[r].dim / 2);
+    rope_angles(model_.ropes[r], step.positions[token], work_.cosines[r] + at, work_.sines[r] + at);
+  }
+}
+
+void FusedDecoder::receive(Lane& lane) {
+  const int width = model_.hidden_size;
+  lane.team.for_each(lane.thread, lane.step.num_tokens, [&](int token) {
+    std::copy_n(lane.step.received + static_cast<std::ptrdiff_t>(token) * width, width,
+                hidden_row(token));
+    rotation_angles(lane.step, token);
   });
   lane.team.sync(lane.thread);
 }
 
+void FusedDecoder::pass_on(Lane& lane) {
+  const int width = model_.hidden_size;
+  lane.team.for_each(lane.thread, lane.step.num_tokens, [&](int token) {
+    std::copy_n(hidden_row(token), width,
+                lane.step.passed + static_cast<std::ptrdiff_t>(token) * width);
+  });
+}
+
+void FusedDecoder::embed(Lane& lane) {
+  if (model_.exchange != nullptr) return embed_with_ranks(lane);
+  lane.team.for_each(lane.thread, lane.step.num_tokens, [&](int token) {
+    unpack_row(model_.embedding, lane.step.tokens[token], hidden_row(token));
+    finish_embedding(lane.step, token);
+  });
+  lane.team.sync(lane.thread);
+}
+
+// The rank that has a token's row gives it, the others zeros.
+void FusedDecoder::embed_with_ranks(Lane& lane) {
+  const int tokens = lane.step.num_tokens, width = model_.hidden_size;
+  const int chunk = rows_per_exchange(width);
+  for (int first = 0; first < tokens; first += chunk) {
+    const int rows = std::min(chunk, tokens - first);
+    float* part = model_.exchange->part();
+    lane.team.for_each(lane.thread, rows, [&](int row) {
+      float* target = part + static_cast<std::ptrdiff_t>(row) * width;
+      const int mine = lane.step.tokens[first + row] - model_.first_token;
+      if (mine >= 0 && mine < model_.embedding.rows)
+        unpack_row(model_.embedding, mine, target);
+      else
+        std::fill_n(target, width, 0.0F);
+    });
+    const auto count = static_cast<size_t>(rows) * static_cast<size_t>(width);
+    if (!meet(lane, [&](Exchange& exchange) { exchange.sum(count); })) return;
+    add_ranks(lane, rows, [&](int row, int col, int n, F32x16 sum) {
+      store_n(hidden_row(first + row) + col, sum, n);
+    });
+    lane.team.sync(lane.thread);
+  }
+  lane.team.for_each(lane.thread, tokens, [&](int token) { finish_embedding(lane.step, token); });
+  lane.team.sync(lane.thread);
+}
+
+// What is done to a token's row of the embedding, and the angles of its position.
+void FusedDecoder::finish_embedding(const Step& step, int token) {
+  float* row = hidden_row(token);
+  for (int k = 0; k < model_.hidden_size; ++k) row[k] *= model_.embedding_scale;
+  if (model_.position_embedding != nullptr) {
+    const float* position = model_.position_embedding +
+                            static_cast<std::ptrdiff_t>(step.positions[token]) * model_.hidden_size;
+    for (int k = 0; k < model_.hidden_size; ++k) row[k] += position[k];
+  }
+  if (model_.embedding_norm) normalize(model_.embedding_norm, row, model_.hidden_size, row);
+  rotation_angles(step, token);
+}
+
 void FusedDecoder::attention_half(Lane& lane, int layer) {
   const LayerWeights& weights = model_.layers[static_cast<size_t>(layer)];
-  const int tokens = lane.step.num_tokens;
   const bool post = model_.residual == Residual::post;
-  const Rows input = prepare(lane, post ? Norm{} : weights.attn_norm, hidden_rows_of(tokens),
-                             {&weights.q, &weights.k, &weights.v});
+  const Rows input =
+      prepare(lane, post ? Norm{} : weights.attn_norm, hidden_rows_of(lane.step.num_tokens),
+              {&weights.q, &weights.k, &weights.v});
   query_key_value(lane, layer, input);
   lane.team.sync(lane.thread);
   attend(lane, layer);
-  const int attention_cols = model_.attention.num_heads * model_.attention.head_dim;
-  const Rows attended = prepare(
-      lane, Norm{}, {work_.attention, attention_cols, attention_cols, tokens}, {&weights.o});
-  project(lane, weights.o, attended, model_.residual == Residual::sandwich);
+  PartSources sources;
+  const float* features = work_.attention;
+  for (size_t part = 0; part < weights.o.parts.size(); ++part) {
+    sources[part] = {features, model_.attention.num_heads * model_.attention.head_dim};
+    features += weights.o.parts[part].cols;
+  }
+  project(lane, weights.o, prepare_parts(lane, sources, weights.o));
   lane.team.sync(lane.thread);
   if (model_.residual == Residual::sandwich) add_normalized_branch(lane, weights.post_attn_norm);
   if (post) normalize_hidden(lane, weights.attn_norm);
@@ -95,28 +212,59 @@ void FusedDecoder::attention_half(Lane& lane, int layer) {
 void FusedDecoder::feed_forward_half(Lane& lane, int layer) {
   const LayerWeights& weights = model_.layers[static_cast<size_t>(layer)];
   const bool post = model_.residual == Residual::post;
-  const int tokens = lane.step.num_tokens;
-  const Rows input = prepare(lane, post ? Norm{} : weights.ffn_norm, hidden_rows_of(tokens),
-                             {&weights.up, model_.gated ? &weights.gate : &weights.up});
+  const Rows input =
+      prepare(lane, post ? Norm{} : weights.ffn_norm, hidden_rows_of(lane.step.num_tokens),
+              {&weights.up, model_.gated ? &weights.gate : &weights.up});
   gate_up(lane, weights, input);
   lane.team.sync(lane.thread);
-  const MutableRows inner = work_.inner.view(model_.ffn_size);
-  const Rows activated =
-      weights.down.wants_token_rows()
-          ? prepare(lane, Norm{}, {inner.values, inner.value_stride, model_.ffn_size, tokens},
-                    {&weights.down})
-          : inner.read_only();
-  project(lane, weights.down, activated, model_.residual == Residual::sandwich);
+  project(lane, weights.down, activated(lane, weights.down));
   lane.team.sync(lane.thread);
   if (model_.residual == Residual::sandwich) add_normalized_branch(lane, weights.post_ffn_norm);
   if (post) normalize_hidden(lane, weights.ffn_norm);
+}
+
+// What gate_up has left, as the down projection wants it: whole rows have to wait for all of them.
+FusedDecoder::PartRows FusedDecoder::activated(Lane& lane, const RowSplit& down) {
+  PartRows rows;
+  PartSources sources;
+  for (size_t part = 0; part < down.parts.size(); ++part) {
+    const MutableRows inner = work_.inner[part].view(down.parts[part].cols);
+    rows[part] = inner.read_only();
+    sources[part] = {inner.values, inner.value_stride};
+  }
+  return down.parts.front().wants_token_rows() ? prepare_parts(lane, sources, down) : rows;
+}
+
+FusedDecoder::PartRows FusedDecoder::prepare_parts(Lane& lane, const PartSources& sources,
+                                                   const RowSplit& split) {
+  const int tokens = lane.step.num_tokens;
+  const bool alone = tokens == 1;
+  RowBuffer* buffers = alone ? lane.memory.input : work_.input;
+  PartRows rows;
+  std::array<MutableRows, kMostParts> out;
+  for (size_t part = 0; part < split.parts.size(); ++part) {
+    out[part] = buffers[part].view(split.parts[part].cols);
+    rows[part] = out[part].read_only();
+  }
+  const auto prepare_row = [&](int i) {
+    for (size_t part = 0; part < split.parts.size(); ++part)
+      RowForms({&split.parts[part]})
+          .make(sources[part].first + i * sources[part].second, i, out[part]);
+  };
+  if (alone) {
+    prepare_row(0);
+  } else {
+    lane.team.for_each(lane.thread, tokens, prepare_row);
+    lane.team.sync(lane.thread);
+  }
+  return rows;
 }
 
 Rows FusedDecoder::prepare(Lane& lane, const Norm& norm, const Source& source,
                            std::initializer_list<const PackedLinear*> consumers) {
   const RowForms forms(consumers);
   const bool alone = source.rows == 1;
-  const MutableRows out = (alone ? lane.memory.input : work_.input).view(source.cols);
+  const MutableRows out = (alone ? lane.memory.input : work_.input)[0].view(source.cols);
   const auto prepare_row = [&](int i) {
     const float* row = source.values + (source.row_of ? source.row_of[i] : i) * source.stride;
     if (norm) {
@@ -190,40 +338,74 @@ void FusedDecoder::finish_head(Lane& lane, int layer, int head, int token, float
   append(cache_, layer, block, kv_head, slot, row, is_value);
 }
 
-void FusedDecoder::project(Lane& lane, const PackedLinear& w, const Rows& input, bool to_branch) {
-  const int tokens = lane.step.num_tokens, width = model_.hidden_size;
+template <class F>
+void FusedDecoder::product_rows(Lane& lane, const RowSplit& split, const PartRows& input, int first,
+                                int last, F&& f) {
+  const PackedLinear& w = split.parts.front();
+  const int num_parts = static_cast<int>(split.parts.size()), rows = last - first;
   const int per_unit = tiles_per_unit(w, lane.team.size());
-  const int units = ceil_div(w.tiles(), per_unit), block = rows_per_unit(w, input, tokens);
-  lane.team.for_each(lane.thread, ceil_div(tokens, block) * units, [&](int unit) {
-    const int first = unit / units * block, last = std::min(first + block, tokens);
-    const int tile = unit % units * per_unit, end = std::min(tile + per_unit, w.tiles());
-    const int cols = (end - tile) * kTileRows;
-    auto* product = lane.memory.product.get<float>(static_cast<size_t>(block * cols));
-    linear_tiles(w, input, first, last, tile, end, product, cols, lane.memory.linear);
-    const int begin = tile * kTileRows, valid = std::min(cols, width - begin);
-    for (int token = first; token < last; ++token) {
-      const float* source = product + (token - first) * cols;
-      if (to_branch) {
-        std::copy_n(source, valid,
-                    work_.branch + static_cast<std::ptrdiff_t>(token) * width + begin);
-      } else {
-        float* target = hidden_row(token) + begin;
-        for (int k = 0; k < valid; ++k) target[k] += source[k];
-      }
+  const int units = ceil_div(w.tiles(), per_unit), block = rows_per_unit(w, input[0], rows);
+  lane.team.for_each(lane.thread, ceil_div(rows, block) * units, [&](int unit) {
+    const int begin = first + unit / units * block, end = std::min(begin + block, last);
+    const int tile = unit % units * per_unit, end_tile = std::min(tile + per_unit, w.tiles());
+    const int cols = (end_tile - tile) * kTileRows;
+    auto* product = lane.memory.product.get<float>(static_cast<size_t>(num_parts * block * cols));
+    std::array<const float*, kMostParts> products;
+    for (int part = 0; part < num_parts; ++part) {
+      const auto p = static_cast<size_t>(part);
+      float* out = product + part * block * cols;
+      linear_tiles(split.parts[p], input[p], begin, end, tile, end_tile, out, cols,
+                   lane.memory.linear);
+      products[p] = out;
     }
+    const int col = tile * kTileRows, valid = std::min(cols, w.rows - col);
+    for (int row = begin; row < end; ++row)
+      tree_sum(products.data(), num_parts, (row - begin) * cols, valid,
+               [&](int k, int n, F32x16 sum) { f(row, col + k, n, sum); });
   });
 }
 
+void FusedDecoder::project(Lane& lane, const RowSplit& split, const PartRows& input) {
+  const int tokens = lane.step.num_tokens, width = model_.hidden_size;
+  const bool to_branch = model_.residual == Residual::sandwich;
+  float* output = to_branch ? work_.branch : work_.hidden;
+  const auto deliver = [&](int token, int col, int n, F32x16 sum) {
+    if (split.bias != nullptr) sum = add(sum, load16(split.bias + col));
+    float* target = output + static_cast<std::ptrdiff_t>(token) * width + col;
+    if (n == 16)
+      store16(target, to_branch ? sum : add(load16(target), sum));
+    else
+      store_n(target, to_branch ? sum : add(load_n(target, n), sum), n);
+  };
+  if (model_.exchange == nullptr) return product_rows(lane, split, input, 0, tokens, deliver);
+  const int chunk = rows_per_exchange(width);
+  for (int first = 0; first < tokens; first += chunk) {
+    if (first > 0) lane.team.sync(lane.thread);
+    const int last = std::min(first + chunk, tokens);
+    float* part = model_.exchange->part();
+    product_rows(lane, split, input, first, last, [&](int row, int col, int n, F32x16 sum) {
+      float* target = part + static_cast<std::ptrdiff_t>(row - first) * width + col;
+      n == 16 ? store16(target, sum) : store_n(target, sum, n);
+    });
+    const auto count = static_cast<size_t>(last - first) * static_cast<size_t>(width);
+    if (!meet(lane, [&](Exchange& exchange) { exchange.sum(count); })) return;
+    add_ranks(lane, last - first,
+              [&](int row, int col, int n, F32x16 sum) { deliver(first + row, col, n, sum); });
+  }
+}
+
 void FusedDecoder::gate_up(Lane& lane, const LayerWeights& weights, const Rows& input) {
-  const int tokens = lane.step.num_tokens, size = model_.ffn_size;
-  const int units = ceil_div(size, kFeedForwardCols),
+  const int tokens = lane.step.num_tokens;
+  const int units = static_cast<int>(feed_forward_units_.size()),
             block = rows_per_unit(weights.up, input, tokens);
-  const MutableRows out = work_.inner.view(size);
+  std::array<MutableRows, kMostParts> parts;
+  for (size_t part = 0; part < weights.down.parts.size(); ++part)
+    parts[part] = work_.inner[part].view(weights.down.parts[part].cols);
   lane.team.for_each(lane.thread, ceil_div(tokens, block) * units, [&](int unit) {
     const int first = unit / units * block, last = std::min(first + block, tokens);
-    const int begin = unit % units * kFeedForwardCols;
-    const int count = std::min(kFeedForwardCols, size - begin);
-    const int tile = begin / kTileRows, end = tile + ceil_div(count, kTileRows);
+    const FeedForwardUnit& features = feed_forward_units_[static_cast<size_t>(unit % units)];
+    const int count = features.count;
+    const int tile = features.first / kTileRows, end = tile + ceil_div(count, kTileRows);
     auto* up = lane.memory.product.get<float>(static_cast<size_t>(2 * block * kFeedForwardCols));
     float* gate = up + block * kFeedForwardCols;
     linear_tiles(weights.up, input, first, last, tile, end, up, kFeedForwardCols,
@@ -231,6 +413,8 @@ void FusedDecoder::gate_up(Lane& lane, const LayerWeights& weights, const Rows& 
     if (model_.gated)
       linear_tiles(weights.gate, input, first, last, tile, end, gate, kFeedForwardCols,
                    lane.memory.linear);
+    const PackedLinear& down = weights.down.parts[static_cast<size_t>(features.part)];
+    const MutableRows& out = parts[static_cast<size_t>(features.part)];
     for (int token = first; token < last; ++token) {
       float* row = up + (token - first) * kFeedForwardCols;
       const float* gate_row = gate + (token - first) * kFeedForwardCols;
@@ -239,13 +423,12 @@ void FusedDecoder::gate_up(Lane& lane, const LayerWeights& weights, const Rows& 
         store16(row + k, model_.gated ? mul(activate(model_.activation, load16(gate_row + k)), x)
                                       : activate(model_.activation, x));
       }
-      const LinearInput& wanted = weights.down.input;
-      if (wanted.is_transformed() && !wanted.is_whole_row())
-        transform_features(wanted, begin, count, row);
-      if (weights.down.wants_quantized_input())
-        quantize_features(row, begin, count, out.record(token), out.layout);
+      if (down.input.is_transformed() && !down.input.is_whole_row())
+        transform_features(down.input, features.begin, count, row);
+      if (down.wants_quantized_input())
+        quantize_features(row, features.begin, count, out.record(token), out.layout);
       else
-        std::copy_n(row, count, out.value_row(token) + begin);
+        std::copy_n(row, count, out.value_row(token) + features.begin);
     }
   });
 }
@@ -282,33 +465,67 @@ void FusedDecoder::hidden_states(Lane& lane) {
   lane.team.sync(lane.thread);
 }
 
-void FusedDecoder::logits(Lane& lane) {
-  const Step& step = lane.step;
-  if (step.num_logit_rows == 0) return;
+template <class F>
+void FusedDecoder::logit_rows(Lane& lane, const Rows& input, int first, int last, F&& row_of) {
   const PackedLinear& head = model_.head;
-  const int rows = step.num_logit_rows;
-  const Rows input = prepare(
-      lane, model_.final_norm,
-      {work_.hidden, model_.hidden_size, model_.hidden_size, rows, step.logit_rows}, {&head});
+  const int rows = last - first;
   const int per_unit = tiles_per_unit(head, lane.team.size());
   const int units = ceil_div(head.tiles(), per_unit), block = rows_per_unit(head, input, rows);
   lane.team.for_each(lane.thread, ceil_div(rows, block) * units, [&](int unit) {
-    const int first = unit / units * block, last = std::min(first + block, rows);
+    const int start = first + unit / units * block, stop = std::min(start + block, last);
     const int tile = unit % units * per_unit, end = std::min(tile + per_unit, head.tiles());
     const int cols = (end - tile) * kTileRows, begin = tile * kTileRows;
     auto* product = lane.memory.product.get<float>(static_cast<size_t>(block * cols));
-    linear_tiles(head, input, first, last, tile, end, product, cols, lane.memory.linear);
-    for (int row = first; row < last; ++row) {
-      float* source = product + (row - first) * cols;
+    linear_tiles(head, input, start, stop, tile, end, product, cols, lane.memory.linear);
+    for (int row = start; row < stop; ++row) {
+      float* source = product + (row - start) * cols;
       if (model_.logit_softcap > 0.0F) {
         const F32x16 cap = set1(model_.logit_softcap);
         for (int k = 0; k < cols; k += 16)
           store16(source + k, mul(cap, tanh(div(load16(source + k), cap))));
       }
-      std::copy_n(source, std::min(cols, model_.vocab_size - begin),
-                  step.logits + static_cast<std::ptrdiff_t>(row) * model_.vocab_size + begin);
+      std::copy_n(source, std::min(cols, head.rows - begin), row_of(row) + begin);
     }
   });
+}
+
+void FusedDecoder::logits(Lane& lane) {
+  const Step& step = lane.step;
+  const int rows = step.num_logit_rows;
+  if (rows == 0) return;
+  const Rows input =
+      prepare(lane, model_.final_norm,
+              {work_.hidden, model_.hidden_size, model_.hidden_size, rows, step.logit_rows},
+              {&model_.head});
+  const auto row_at = [](float* rows_from, std::ptrdiff_t row, int width) {
+    return rows_from + row * width;
+  };
+  if (model_.exchange == nullptr)
+    return logit_rows(lane, input, 0, rows,
+                      [&](int row) { return row_at(step.logits, row, model_.vocab_size); });
+  // Ranks have shares of different sizes, but must exchange as many rows at a time.
+  const std::vector<int>& shares = model_.vocab_sizes;
+  const int chunk = rows_per_exchange(*std::max_element(shares.begin(), shares.end()));
+  for (int first = 0; first < rows; first += chunk) {
+    const int last = std::min(first + chunk, rows);
+    float* part = model_.exchange->part();
+    logit_rows(lane, input, first, last,
+               [&](int row) { return row_at(part, row - first, model_.head.rows); });
+    std::vector<size_t> counts;
+    for (const int share : shares)
+      counts.push_back(static_cast<size_t>(last - first) * static_cast<size_t>(share));
+    if (!meet(lane, [&](Exchange& exchange) { exchange.gather(counts.data()); })) return;
+    if (model_.gets_logits())
+      lane.team.for_each(lane.thread, last - first, [&](int row) {
+        float* target = row_at(step.logits, first + row, model_.vocab_size);
+        for (size_t rank = 0; rank < shares.size(); ++rank) {
+          const float* source = model_.exchange->parts()[rank];
+          target = std::copy_n(source + static_cast<std::ptrdiff_t>(row) * shares[rank],
+                               shares[rank], target);
+        }
+      });
+    lane.team.sync(lane.thread);
+  }
 }
 
 }  // namespace fuserve::FUSERVE_ISA

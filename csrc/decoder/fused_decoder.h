@@ -1,6 +1,11 @@
 // The decoder stack as phases between barriers; each method is one phase, run by all threads.
 #pragma once
 
+#include <array>
+#include <atomic>
+#include <exception>
+#include <utility>
+
 #include "attention/attention.h"
 #include "decoder/decoder.h"
 #include "decoder/workspace.h"
@@ -9,7 +14,7 @@ namespace fuserve::FUSERVE_ISA {
 
 class FusedDecoder final : public Decoder {
  public:
-  FusedDecoder(DecoderModel model, KVCache cache) : model_(std::move(model)), cache_(cache) {}
+  FusedDecoder(DecoderModel model, KVCache cache);
 
   void step(const Step& step, ThreadPool& pool) override;
 
@@ -40,11 +45,18 @@ class FusedDecoder final : public Decoder {
   void plan_attention(const Step& step, int num_threads);
   void plan_units(int singles, int num_threads);
 
+  void receive(Lane& lane);
   void embed(Lane& lane);
+  void embed_with_ranks(Lane& lane);
+  void finish_embedding(const Step& step, int token);
+  void rotation_angles(const Step& step, int token);
   void attention_half(Lane& lane, int layer);
   void feed_forward_half(Lane& lane, int layer);
+  void pass_on(Lane& lane);
   void hidden_states(Lane& lane);
   void logits(Lane& lane);
+  template <class F>
+  void logit_rows(Lane& lane, const Rows& input, int first, int last, F&& row_of);
 
   // Rows of activations, and which of them are meant; null: all.
   struct Source {
@@ -58,6 +70,11 @@ class FusedDecoder final : public Decoder {
   // barrier unless there is one row, which every thread prepares for itself.
   Rows prepare(Lane& lane, const Norm& norm, const Source& source,
                std::initializer_list<const PackedLinear*> consumers);
+  // Rows cut into the parts of a linear's features, each part in the forms that it wants.
+  using PartSources = std::array<std::pair<const float*, std::ptrdiff_t>, kMostParts>;
+  using PartRows = std::array<Rows, kMostParts>;
+  PartRows prepare_parts(Lane& lane, const PartSources& sources, const RowSplit& split);
+  PartRows activated(Lane& lane, const RowSplit& down);
   void query_key_value(Lane& lane, int layer, const Rows& input);
   void finish_head(Lane& lane, int layer, int head, int token, float* row);
   void attend(Lane& lane, int layer);
@@ -69,8 +86,21 @@ class FusedDecoder final : public Decoder {
   SoftmaxStates states_of(int split);
   AttentionTask task_of(int layer, int first_kv_head, int num_kv_heads, const AttentionRange& range,
                         const Step& step) const;
-  // x W^T added to hidden, or written to `branch` when a norm comes between.
-  void project(Lane& lane, const PackedLinear& w, const Rows& input, bool to_branch);
+  // x W^T + bias added to hidden, or written to `branch` when a norm comes between.
+  void project(Lane& lane, const RowSplit& split, const PartRows& input);
+  // Calls f(row, col, n, sum) for each run of n <= 16 outputs of rows [first, last).
+  template <class F>
+  void product_rows(Lane& lane, const RowSplit& split, const PartRows& input, int first, int last,
+                    F&& f);
+  // Rows of so many floats that ranks exchange at a time.
+  int rows_per_exchange(int width) const;
+  // Waits for this rank's threads and calls `exchange` on one of them. False if it has failed, now
+  // or before: then all threads leave the step.
+  template <class F>
+  bool meet(Lane& lane, F&& exchange);
+  // Calls f(row, col, n, sum) for each run of n <= 16 of the sums of `rows` rows of hidden size.
+  template <class F>
+  void add_ranks(Lane& lane, int rows, F&& f);
   void gate_up(Lane& lane, const LayerWeights& weights, const Rows& input);
   // hidden += norm(branch), or hidden = norm(hidden); ends with a barrier.
   void add_normalized_branch(Lane& lane, const Norm& norm);
@@ -83,6 +113,15 @@ class FusedDecoder final : public Decoder {
     return work_.hidden + static_cast<std::ptrdiff_t>(token) * model_.hidden_size;
   }
 
+  // Features of the feed-forward half that are made together, all of one part of the down
+  // projection.
+  struct FeedForwardUnit {
+    int part;
+    int begin;  // in the part
+    int first;  // in the half
+    int count;
+  };
+
   DecoderModel model_;
   KVCache cache_;
   Workspace work_;
@@ -92,6 +131,9 @@ class FusedDecoder final : public Decoder {
   std::vector<float> split_states_;
   int max_splits_ = 0;
   std::vector<int> sequence_of_;  // [tokens]
+  std::vector<FeedForwardUnit> feed_forward_units_;
+  std::atomic<bool> failed_ = false;  // set before a barrier, read behind it
+  std::exception_ptr failure_;
 };
 
 }  // namespace fuserve::FUSERVE_ISA

@@ -5,6 +5,7 @@
 #include "attention/attention.h"
 #include "decoder/fused_decoder.h"
 #include "decoder/row_forms.h"
+#include "decoder/tree_sum.h"
 #include "linear/linear.h"
 #include "linear/pack.h"
 #include "machine/ceilings.h"
@@ -92,6 +93,15 @@ void attention(const AttentionShape& shape, const KVCache& cache, AttentionTask 
                      shape.num_heads * shape.head_dim);
 }
 
+void add_parts(const float* const* parts, int count, int size, float* out) {
+  tree_sum(parts, count, 0, size, [&](int k, int n, F32x16 sum) {
+    if (n == 16)
+      store16(out + k, sum);
+    else
+      store_n(out + k, sum, n);
+  });
+}
+
 std::unique_ptr<Decoder> make_decoder(DecoderModel model, const KVCache& cache) {
   return std::make_unique<FusedDecoder>(std::move(model), cache);
 }
@@ -106,6 +116,7 @@ const Kernels& kernel_table() {
                              unpack_row,
                              normalize_rows,
                              attention,
+                             add_parts,
                              make_decoder,
                              read_bandwidth,
                              fp32_rate,

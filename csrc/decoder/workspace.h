@@ -51,11 +51,11 @@ class RowBuffer {
 };
 
 struct ThreadMemory {
-  RowBuffer input;    // one row, prepared by this thread for itself
-  Scratch product;    // outputs of linear_tiles before the epilogue
-  Scratch linear;     // unpacked panels
-  Scratch attention;  // scores and widened blocks
-  Scratch softmax;    // running softmax states
+  RowBuffer input[kMostParts];  // one row, prepared by this thread for itself
+  Scratch product;              // outputs of linear_tiles before the epilogue
+  Scratch linear;               // unpacked panels
+  Scratch attention;            // scores and widened blocks
+  Scratch softmax;              // running softmax states
 };
 
 struct Workspace {
@@ -64,8 +64,9 @@ struct Workspace {
   float* queries = nullptr;            // [tokens, heads, padded head dim]
   float* attention = nullptr;          // [tokens, heads * head dim]
   std::vector<float*> cosines, sines;  // for each rope: [tokens, dim / 2]
-  RowBuffer input;                     // normalized rows, or feed-forward rows as they are wanted
-  RowBuffer inner;                     // feed-forward activations
+  // By the parts of the features where a linear wants them in parts, else the first:
+  RowBuffer input[kMostParts];  // normalized rows, or feed-forward rows as they are wanted
+  RowBuffer inner[kMostParts];  // feed-forward activations
   std::vector<ThreadMemory> threads;
 
   void reserve(const DecoderModel& model, int tokens, int num_threads) {
@@ -89,10 +90,17 @@ struct Workspace {
       memory += 2 * count;
     }
     const int widest = std::max({model.hidden_size, attention_cols, model.ffn_size});
-    input.reserve(tokens, widest);
-    inner.reserve(tokens, model.ffn_size);
     threads.resize(static_cast<size_t>(num_threads));
-    for (ThreadMemory& thread : threads) thread.input.reserve(1, widest);
+    input[0].reserve(tokens, widest);
+    for (ThreadMemory& thread : threads) thread.input[0].reserve(1, widest);
+    const LayerWeights& layer = model.layers.front();
+    for (size_t part = 0; part < layer.down.parts.size(); ++part)
+      inner[part].reserve(tokens, layer.down.parts[part].cols);
+    for (const RowSplit* split : {&layer.o, &layer.down})
+      for (size_t part = 1; part < split->parts.size(); ++part) {
+        input[part].reserve(tokens, split->parts[part].cols);
+        for (ThreadMemory& thread : threads) thread.input[part].reserve(1, split->parts[part].cols);
+      }
   }
 
  private:

@@ -25,6 +25,8 @@ struct Kernels {
   // out: [tokens, heads, head dim]
   void (*attention)(const AttentionShape&, const KVCache&, AttentionTask, const float* keys,
                     const float* values, float* out);
+  // out = the sum of the parts, added as a tree.  parts: [count][size]
+  void (*add_parts)(const float* const* parts, int count, int size, float* out);
   std::unique_ptr<Decoder> (*make_decoder)(DecoderModel, const KVCache&);
   double (*read_bandwidth)(ThreadPool&, size_t bytes, int passes);
   double (*fp32_rate)(ThreadPool&);

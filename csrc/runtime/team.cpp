@@ -1,8 +1,6 @@
 #include "runtime/team.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
+#include "runtime/relax.h"
 
 namespace fuserve {
 namespace {
@@ -13,12 +11,6 @@ constexpr int kSpins = 1000;
 // Then giving the core away, which costs a fraction of a microsecond where nobody wants it and lets
 // the teammate come who was waiting for it where somebody does.
 constexpr int kYields = 50;
-
-void relax() {
-#if defined(__x86_64__)
-  _mm_pause();
-#endif
-}
 
 // Returns once `value` is no longer `old`: spins, yields, and then sleeps.
 void wait_for_change(const std::atomic<std::uint32_t>& value, std::uint32_t old) {

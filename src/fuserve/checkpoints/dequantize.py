@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fuserve.checkpoints.layout import BLOCK_SIZES
-from fuserve.checkpoints.tensor import Tensor
+from fuserve.checkpoints.tensor import BLOCK_SIZES, Tensor
 from fuserve.errors import UnsupportedModelError
 
 

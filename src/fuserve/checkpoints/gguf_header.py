@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from fuserve.checkpoints.layout import BLOCK_SIZES, TensorLayout, check_within_file, stored_bytes
+from fuserve.checkpoints.layout import TensorLayout, check_within_file, stored_bytes
 from fuserve.checkpoints.mapped_file import FETCH_AGAIN, MappedFile
+from fuserve.checkpoints.tensor import BLOCK_SIZES
 from fuserve.errors import CheckpointError, UnsupportedModelError
 
 _SCALARS = {

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fuserve.checkpoints.mapped_file import FETCH_AGAIN, MappedFile
-from fuserve.checkpoints.tensor import Tensor
+from fuserve.checkpoints.tensor import BLOCK_SIZES, Tensor
 from fuserve.errors import CheckpointError
 
 NUMPY_DTYPES: dict[str, str] = {
@@ -32,18 +32,6 @@ NUMPY_DTYPES: dict[str, str] = {
     "F8_E5M2": "|u1",
 }
 """How an element of each plain stored type is seen by numpy; BF16 and F8 as raw bits."""
-
-BLOCK_SIZES: dict[str, tuple[int, int]] = {
-    "Q4_0": (32, 18),
-    "Q4_1": (32, 20),
-    "Q5_0": (32, 22),
-    "Q5_1": (32, 24),
-    "Q8_0": (32, 34),
-    "Q4_K": (256, 144),
-    "Q5_K": (256, 176),
-    "Q6_K": (256, 210),
-}
-"""(elements, bytes) of one block of each ggml block type."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from fuserve.architectures import DecoderSpec, num_parameters
 from fuserve.checkpoints import Checkpoint, open_checkpoint
+from fuserve.decoder.model_part import ModelPart
 from fuserve.decoder.native import NativeExecutor, cache_type, kv_block_bytes
 from fuserve.decoder.options import ExecutorOptions
 from fuserve.decoder.packed_file import cache_folder, packed_bytes
 from fuserve.decoder.packing import Progress
+from fuserve.decoder.shard import WHOLE_MODEL, Shard
 from fuserve.decoder.step import BLOCK_SIZE_TOKENS, Executor
 from fuserve.decoder.storage_plan import plan_storage
 from fuserve.decoder.weights import (
@@ -101,16 +103,14 @@ def _load_native(
     progress: Progress | None,
     start: float,
 ) -> LoadedModel:
-    plan, _ = plan_storage(weights, options)
     spec = weights.spec
-    block_bytes = kv_block_bytes(spec, cache_type(options, plan))
-    num_blocks, max_model_len = plan_cache(spec, options, packed_bytes(plan), block_bytes)
+    num_blocks, max_model_len = plan_cache(spec, options, *part_bytes(weights, options))
     executor = NativeExecutor(
         weights,
         options,
         num_blocks=num_blocks,
         max_model_len=max_model_len,
-        cache_file=_cache_file(checkpoint, options),
+        cache_file=cache_file(checkpoint, options),
         progress=progress,
     )
     report = LoadReport(
@@ -157,6 +157,19 @@ def _load_reference(
     return LoadedModel(executor, spec, checkpoint, max_model_len, report)
 
 
+def part_bytes(
+    weights: DecoderWeights, options: ExecutorOptions, shard: Shard = WHOLE_MODEL
+) -> tuple[int, int]:
+    """Bytes of a part's packed weights, and of one block of its KV cache.
+
+    Raises:
+        InvalidRequestError: the options contradict each other, or the model cannot be divided so.
+    """
+    part = ModelPart(weights.spec, shard, options.rank_invariant)
+    plan, _ = plan_storage(weights, options, part)
+    return packed_bytes(plan), kv_block_bytes(part.spec, cache_type(options, plan))
+
+
 def plan_cache(
     spec: DecoderSpec, options: ExecutorOptions, weight_bytes: int, block_bytes: int
 ) -> tuple[int, int]:
@@ -194,7 +207,10 @@ def plan_cache(
     return num_blocks, min(longest, num_blocks * BLOCK_SIZE_TOKENS)
 
 
-def _cache_file(checkpoint: Checkpoint | None, options: ExecutorOptions) -> Path | None:
+def cache_file(
+    checkpoint: Checkpoint | None, options: ExecutorOptions, shard: Shard = WHOLE_MODEL
+) -> Path | None:
+    """Where a part's packed weights are kept; None for dummy weights, which are not kept."""
     if checkpoint is None:
         return None
     choices = (
@@ -204,6 +220,8 @@ def _cache_file(checkpoint: Checkpoint | None, options: ExecutorOptions) -> Path
         options.symmetric,
         options.quantize_embeddings,
         options.quantize_layers,
+        *((options.rank_invariant,) if options.rank_invariant else ()),
+        *((shard,) if shard != WHOLE_MODEL else ()),
     )
     key = hashlib.sha256(f"{checkpoint.content_key()} {choices}".encode()).hexdigest()
     return cache_folder() / f"{key[:32]}.packed"

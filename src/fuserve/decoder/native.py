@@ -18,12 +18,16 @@ from fuserve.architectures import (
     alibi_slopes,
     rope_frequencies,
 )
+from fuserve.decoder.communicator import Communicator
+from fuserve.decoder.model_part import ModelPart
 from fuserve.decoder.options import ExecutorOptions
-from fuserve.decoder.packed_reader import PackedReader
+from fuserve.decoder.packed_reader import NativeRowSplit, PackedReader
 from fuserve.decoder.packing import Progress, packed_memory
+from fuserve.decoder.shard import WHOLE_MODEL, Shard
 from fuserve.decoder.step import StepBatch
 from fuserve.decoder.storage_plan import PlannedTensor, plan_storage
 from fuserve.decoder.weights import DecoderWeights
+from fuserve.errors import InvalidRequestError
 from fuserve.kernels.cache import CacheType
 from fuserve.kernels.linear import WeightFormat
 from fuserve.kernels.machine import num_threads, selected_isa
@@ -64,20 +68,26 @@ class NativeLayer:
     q: PackedLinear
     k: PackedLinear
     v: PackedLinear
-    o: PackedLinear
+    o: NativeRowSplit
     gate: PackedLinear | None
     up: PackedLinear
-    down: PackedLinear
+    down: NativeRowSplit
     rope: int
     window: int
 
 
 @dataclass(frozen=True, slots=True)
 class NativeModel:
-    """A whole model as the native core reads it; 0 stands for "no soft-cap"."""
+    """A model, or a rank's and a stage's part of it, as the native core reads it.
+
+    0 stands for "no soft-cap". ``vocab_sizes`` are all ranks' shares of the vocabulary; this rank's
+    begins with token ``first_token``.
+    """
 
     hidden_size: int
     vocab_size: int
+    vocab_sizes: list[int]
+    first_token: int
     ffn_size: int
     num_heads: int
     num_kv_heads: int
@@ -93,14 +103,14 @@ class NativeModel:
     position_embedding: npt.NDArray[np.float32] | None
     embedding_norm: Norm | None
     final_norm: Norm | None
-    embedding: PackedLinear
-    head: PackedLinear
+    embedding: PackedLinear | None
+    head: PackedLinear | None
     ropes: list[NativeRope]
     layers: list[NativeLayer]
 
 
 class NativeExecutor:
-    """Runs whole steps of a model in the native core.
+    """Runs whole steps of a model, or of a part of one, in the native core.
 
     Args:
         weights: the model's tensors; read once, one by one.
@@ -109,9 +119,11 @@ class NativeExecutor:
         max_model_len: the longest sequence, which decides between LongRoPE's two sets.
         cache_file: where the packed weights are kept, if anywhere.
         progress: called with what is done, how many of how many.
+        shard: the part of the model that this executor holds.
+        communicator: to the ranks that share its layers; needed where there are any.
 
     Raises:
-        InvalidRequestError: the options contradict each other.
+        InvalidRequestError: the options contradict each other, or the shard does not fit the model.
         CheckpointError: a tensor cannot be read.
     """
 
@@ -124,38 +136,57 @@ class NativeExecutor:
         max_model_len: int,
         cache_file: Path | None = None,
         progress: Progress | None = None,
+        shard: Shard = WHOLE_MODEL,
+        communicator: Communicator | None = None,
     ) -> None:
+        _check_communicator(shard, communicator)
         self.spec = weights.spec
+        self.shard = shard
+        self._part = part = ModelPart(weights.spec, shard, options.rank_invariant)
         self.num_blocks = num_blocks
         self.isa = selected_isa()
         self.num_threads = num_threads(options.num_threads)
-        plan, self.formats = plan_storage(weights, options)
+        plan, self.formats = plan_storage(weights, options, part)
         pool = ThreadPool(self.num_threads)
         memory, self.from_cache = packed_memory(weights, plan, pool, cache_file, progress)
         self.packed_bytes = memory.nbytes
-        reader = PackedReader(memory, plan, self.spec)
-        attention = self.spec.attention
+        reader = PackedReader(memory, plan, part)
+        attention = part.spec.attention
         self._cache = KVCache(
-            self.spec.num_layers,
+            part.spec.num_layers,
             num_blocks,
             attention.num_kv_heads,
             attention.head_dim,
             int(cache_type(options, plan)),
         )
         self.kv_cache_bytes = int(self._cache.bytes)
-        model = _native_model(reader, self.spec, max_model_len)
+        model = _native_model(reader, part, max_model_len)
         self.bytes_read_per_token = reader.bytes_read_per_token()
         self._pool = pool
-        self._decoder = _native.Decoder(self.isa, model, self._cache)
+        self._decoder = _native.Decoder(self.isa, model, self._cache, _native_end(communicator))
 
-    def step(self, batch: StepBatch) -> npt.NDArray[np.float32]:
+    def step(
+        self, batch: StepBatch, hidden: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
         """Run every layer over the batch; return logits, fill in hidden states.  # [rows, vocab]
+
+        A stage that is not the first begins with ``hidden``, what the stage before it returned, and
+        one that is not the last returns the hidden states of all tokens.  # [tokens, hidden]
+        Of the ranks that share layers rank 0 returns all logits, the others none.  # [0, vocab]
 
         Raises:
             ValueError: the batch is inconsistent.
+            ExchangeError: another rank did not take part; the executor cannot go on.
         """
-        logits = np.empty((len(batch.logit_rows), self.spec.vocab_size), np.float32)
-        batch.hidden = np.empty((len(batch.hidden_rows), self.spec.hidden_size), np.float32)
+        size, part = self.spec.hidden_size, self._part
+        if (hidden is None) != part.is_first_stage:
+            raise ValueError("hidden states are the input of all stages but the first")
+        is_last = part.is_last_stage
+        passed = np.empty((0 if is_last else len(batch.tokens), size), np.float32)
+        num_rows = len(batch.logit_rows) if is_last and self.shard.tensor_rank == 0 else 0
+        logits = np.empty((num_rows, self.spec.vocab_size), np.float32)
+        num_hidden = len(batch.hidden_rows) if is_last else 0
+        batch.hidden = np.empty((num_hidden, size), np.float32)
         self._decoder.step(
             self._pool,
             batch.tokens,
@@ -166,8 +197,10 @@ class NativeExecutor:
             logits,
             batch.hidden_rows,
             batch.hidden,
+            hidden,
+            passed,
         )
-        return logits
+        return logits if is_last else passed
 
     def copy_blocks(self, pairs: Iterable[tuple[int, int]]) -> None:
         """Copy whole KV-cache blocks, each (from, to), in all layers.
@@ -193,11 +226,28 @@ def cache_type(options: ExecutorOptions, plan: dict[str, PlannedTensor]) -> Cach
 
 
 def kv_block_bytes(spec: DecoderSpec, kind: CacheType) -> int:
-    """Bytes of one KV-cache block in all layers."""
+    """Bytes of one KV-cache block in all layers of a model, or of a ``ModelPart``'s ``spec``."""
     return kind.block_bytes(spec.num_layers, spec.attention.num_kv_heads, spec.attention.head_dim)
 
 
-def _native_model(reader: PackedReader, spec: DecoderSpec, max_model_len: int) -> NativeModel:
+def _check_communicator(shard: Shard, communicator: Communicator | None) -> None:
+    rank, size = (0, 1) if communicator is None else (communicator.rank, communicator.size)
+    if (rank, size) != (shard.tensor_rank, shard.tensor_size):
+        raise InvalidRequestError(
+            f"the shard is of rank {shard.tensor_rank} of {shard.tensor_size}, but the "
+            f"communicator of rank {rank} of {size}"
+        )
+
+
+def _native_end(communicator: Communicator | None) -> object:
+    """What the native core exchanges through: shared memory, or calls of the communicator."""
+    if communicator is None or communicator.size == 1:
+        return None
+    return communicator if communicator.shared is None else communicator.shared.native
+
+
+def _native_model(reader: PackedReader, part: ModelPart, max_model_len: int) -> NativeModel:
+    spec = part.spec
     ropes: list[RopeSpec] = []
     for layer in spec.layers:
         if layer.rope is not None and layer.rope not in ropes:
@@ -207,16 +257,19 @@ def _native_model(reader: PackedReader, spec: DecoderSpec, max_model_len: int) -
         positions = positions[spec.learned_position_offset or 0 :]
     attention = spec.attention
     embedding_table = "embedding" if spec.tied_head else "head"
+    slopes = alibi_slopes(part.whole.attention.num_heads)[part.heads.start : part.heads.stop]
     return NativeModel(
         hidden_size=spec.hidden_size,
-        vocab_size=spec.vocab_size,
+        vocab_size=part.whole.vocab_size,
+        vocab_sizes=[len(vocabulary) for vocabulary in part.slices.vocabulary],
+        first_token=part.vocabulary.start,
         ffn_size=spec.feed_forward.size,
         num_heads=attention.num_heads,
         num_kv_heads=attention.num_kv_heads,
         head_dim=attention.head_dim,
         attention_scale=attention.scale,
         score_softcap=attention.score_softcap or 0.0,
-        alibi_slopes=alibi_slopes(attention.num_heads).tolist() if attention.alibi else [],
+        alibi_slopes=slopes.tolist() if attention.alibi else [],
         gated=spec.feed_forward.gated,
         activation=ACTIVATIONS[spec.feed_forward.activation],
         residual=RESIDUALS[spec.residual],
@@ -225,10 +278,10 @@ def _native_model(reader: PackedReader, spec: DecoderSpec, max_model_len: int) -
         position_embedding=positions,
         embedding_norm=reader.optional_norm("embedding_norm", spec.norm),
         final_norm=reader.optional_norm("final_norm", spec.norm),
-        embedding=reader.linear("embedding"),
-        head=reader.linear(embedding_table, "head.bias"),
+        embedding=reader.linear("embedding") if part.is_first_stage else None,
+        head=reader.linear(embedding_table, "head.bias") if part.is_last_stage else None,
         ropes=[_native_rope(rope, max_model_len) for rope in ropes],
-        layers=[_native_layer(reader, spec, i, ropes) for i in range(spec.num_layers)],
+        layers=[_native_layer(reader, part.whole, i, ropes) for i in part.layers],
     )
 
 
@@ -263,10 +316,10 @@ def _native_layer(
         q=reader.linear(prefix + "q"),
         k=reader.linear(prefix + "k"),
         v=reader.linear(prefix + "v"),
-        o=reader.linear(prefix + "o"),
+        o=reader.row_split(prefix + "o"),
         gate=reader.optional_linear(prefix + "gate"),
         up=reader.linear(prefix + "up"),
-        down=reader.linear(prefix + "down"),
+        down=reader.row_split(prefix + "down"),
         rope=ropes.index(layer.rope) if layer.rope is not None else -1,
         window=layer.sliding_window or 0,
     )

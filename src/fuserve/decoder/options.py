@@ -47,6 +47,10 @@ class ExecutorOptions:
         activations: "int8" quantizes activations as the weights' scheme says, by default per token
             and group of 32, "float" computes in fp32; "auto" is int8 where weights are int8 or
             int4.
+        rank_invariant: add up output and down projections in four fixed parts, so that one, two and
+            four tensor-parallel ranks give the same bits; quantized groups and activation scales
+            are then those of a part. Without it only the order of a few sums differs, and scales
+            that would span a cut.
         kv_cache_dtype: "auto" is float32 for float32 weights, else float16; "int8" and "int4" have
             a scale for each token and head.
         max_model_len: tokens of the longest sequence; None takes the model's, limited by memory.
@@ -64,6 +68,7 @@ class ExecutorOptions:
     quantize_layers: tuple[str, ...] = ()
     outlier_threshold: float | None = None
     activations: Activations = "auto"
+    rank_invariant: bool = False
     kv_cache_dtype: KVCacheDtype = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 16

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from fuserve._native import Norm, PackedLinear
-from fuserve.architectures import DecoderSpec, NormSpec
+from fuserve.architectures import NormSpec
+from fuserve.decoder.model_part import PART_MARK, ModelPart
 from fuserve.decoder.packed_file import Memory
 from fuserve.decoder.storage_plan import HEAD_WISE, PlannedTensor, place_of
 from fuserve.kernels.linear import InputKind, LinearInput, packed_linear
@@ -26,6 +28,17 @@ def input_kind(tensor: PlannedTensor) -> InputKind:
     }[tensor.activations]
 
 
+@dataclass(frozen=True, slots=True)
+class NativeRowSplit:
+    """A linear weight in pieces of its inputs, whose products are added, then the bias.
+
+    ``bias`` has zeros where tiles have padding rows, like ``packed_linear``'s.
+    """
+
+    parts: list[PackedLinear]
+    bias: npt.NDArray[np.float32] | None
+
+
 class PackedReader:
     """Native handles of the tensors in packed memory."""
 
@@ -33,11 +46,11 @@ class PackedReader:
         self,
         memory: Memory,
         plan: Mapping[str, PlannedTensor],
-        spec: DecoderSpec,
+        part: ModelPart,
     ) -> None:
         self._memory = memory
         self._plan = plan
-        self._spec = spec
+        self._part = part
         self._multipliers: dict[str, npt.NDArray[np.float32]] = {}
 
     def array(self, name: str) -> npt.NDArray[np.float32]:
@@ -61,18 +74,30 @@ class PackedReader:
 
     def linear(self, name: str, bias_name: str | None = None) -> PackedLinear:
         """A linear weight with its bias, and what is done to its input."""
+        return self._weights(name, self._bias(name, bias_name or name + ".bias", name))
+
+    def row_split(self, name: str) -> NativeRowSplit:
+        """A linear weight whose inputs are divided, among ranks or in pieces of this one."""
+        parts = [one for one in self._plan if one == name or one.startswith(name + PART_MARK)]
+        parts = [one for one in parts if self._plan[one].vector_of is None]
+        bias = self._bias(name, name + ".bias", parts[0])
+        return NativeRowSplit([self._weights(one, None) for one in parts], bias)
+
+    def _weights(self, name: str, bias: npt.NDArray[np.float32] | None) -> PackedLinear:
         tensor = self._plan[name]
         assert tensor.storage is not None
         rows, cols = tensor.shape
         shape = tensor.storage.shape(rows, cols, tensor.row_group)
         data = self._memory[tensor.offset : tensor.offset + tensor.num_bytes]
-        bias = self.optional_array(bias_name or name + ".bias")
-        shift = self.optional_array(name + ".output_shift")
+        return packed_linear(shape, data, bias, self._input(tensor))
+
+    def _bias(self, name: str, bias_name: str, shifted: str) -> npt.NDArray[np.float32] | None:
+        """What is added to the outputs: the bias, and the share of ``shifted``'s input shift."""
+        bias = self.optional_array(bias_name)
+        shift = self.optional_array(shifted + ".output_shift")
         if shift is not None:
             bias = shift if bias is None else bias + shift
-        if bias is not None:
-            bias = self._padded(bias, name)
-        return packed_linear(shape, data, bias, self._input(tensor))
+        return None if bias is None else self._padded(bias, name)
 
     def _input(self, tensor: PlannedTensor) -> LinearInput:
         shift = place_of(tensor.name, "input_shift", self._plan)
@@ -100,13 +125,16 @@ class PackedReader:
         """The bias with zeros where the weight's tiles have padding rows."""
         groups = bias.size
         if name.endswith(HEAD_WISE):
-            groups = self._spec.attention.head_dim
+            groups = self._part.spec.attention.head_dim
         split = bias.reshape(-1, groups)
         padded = np.zeros((split.shape[0], -(-groups // 16) * 16), np.float32)
         padded[:, :groups] = split
         return padded.reshape(-1)
 
     def bytes_read_per_token(self) -> int:
-        """Bytes of weights that decoding one token reads: all but an untied embedding."""
+        """Bytes of weights that decoding one token reads: all but an embedding that is no head."""
         total = sum(t.num_bytes for t in self._plan.values() if t.storage is not None)
-        return total if self._spec.tied_head else total - self._plan["embedding"].num_bytes
+        is_head = self._part.whole.tied_head and self._part.is_last_stage
+        if is_head or not self._part.is_first_stage:
+            return total
+        return total - self._plan["embedding"].num_bytes

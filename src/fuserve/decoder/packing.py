@@ -40,10 +40,10 @@ def packed_memory(
     try:
         for done, tensor in enumerate(plan.values()):
             if tensor.vector_of is None:
-                source = weights.tensor(tensor.name)
+                source = weights.tensor(tensor.source, tensor.rows, tensor.cols)
                 _pack(source, tensor, _slot(memory, tensor), pool)
                 _pack_vectors(source, tensor, plan, memory)
-                weights.release(tensor.name)
+                weights.release(tensor.source)
             if progress is not None:
                 progress("packing weights", done + 1, len(plan))
     except BaseException:

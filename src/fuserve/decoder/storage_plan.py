@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fuserve.architectures import DecoderSpec, tensor_shapes
+from fuserve.decoder.model_part import PART_MARK, ModelPart, PartTensor, Span
 from fuserve.decoder.options import ExecutorOptions
 from fuserve.decoder.weights import DecoderWeights
 from fuserve.errors import InvalidRequestError
@@ -17,7 +18,9 @@ from fuserve.quantization import (
     QuantScheme,
     Recipe,
     describe_dtype,
+    grid_from,
     recipe_named,
+    scheme_from,
 )
 from fuserve.quantization.scheme import Activations
 
@@ -45,7 +48,8 @@ PLAIN: Mapping[str, Storage] = {
 class PlannedTensor:
     """Where and how one tensor lies in the packed memory.
 
-    ``storage`` is None for vectors and tables, which are plain float32. ``activations`` and
+    ``storage`` is None for vectors and tables, which are plain float32. ``rows`` and ``cols`` are
+    those of the canonical tensor that it has, as in ``PartTensor``. ``activations`` and
     ``outlier_threshold`` are as in ``QuantScheme``, for linear weights.
     """
 
@@ -55,6 +59,8 @@ class PlannedTensor:
     row_group: int
     offset: int
     num_bytes: int
+    rows: Span | None = None
+    cols: Span | None = None
     activations: Activations = "block"
     outlier_threshold: float | None = None
 
@@ -64,6 +70,11 @@ class PlannedTensor:
         return -(-(self.offset + self.num_bytes) // ALIGNMENT) * ALIGNMENT
 
     @property
+    def source(self) -> str:
+        """The canonical tensor that it is (a piece of)."""
+        return self.name.partition(PART_MARK)[0]
+
+    @property
     def vector_of(self) -> str | None:
         """The linear weight that this is one of the ``VECTORS`` of."""
         owner, _, field = self.name.rpartition(".")
@@ -71,31 +82,39 @@ class PlannedTensor:
 
 
 def plan_storage(
-    weights: DecoderWeights, options: ExecutorOptions
+    weights: DecoderWeights, options: ExecutorOptions, part: ModelPart | None = None
 ) -> tuple[dict[str, PlannedTensor], dict[str, str]]:
     """Formats and places of all tensors, and how each linear weight's format is described.
+
+    Args:
+        weights: the whole model's; nothing is read of them.
+        options: formats.
+        part: what is held of the model; None is all of it.
 
     Raises:
         InvalidRequestError: the options contradict each other.
     """
+    part = part or ModelPart(weights.spec, rank_invariant=options.rank_invariant)
+    head_dim = weights.spec.attention.head_dim
     choice = _choice(options)
     plan: dict[str, PlannedTensor] = {}
     descriptions: dict[str, str] = {}
     offset = 0
 
-    def add(name: str, shape: tuple[int, ...], held: _Held) -> None:
+    def add(tensor: PartTensor, held: _Held) -> None:
         nonlocal offset
-        planned = plan[name] = _place(name, shape, held, weights.spec, offset)
+        planned = plan[tensor.name] = _place(tensor, held, head_dim, offset)
         offset = planned.end
 
-    for name, shape in tensor_shapes(weights.spec).items():
-        if not _is_linear(name, shape):
-            add(name, shape, _Held(None))
+    for tensor in part.tensors():
+        if not _is_linear(tensor):
+            add(tensor, _Held(None))
             continue
-        held, descriptions[name] = _linear(weights, name, options, choice)
-        add(name, shape, held)
-        for vector, size in _vectors(weights, name, shape, held, plan).items():
-            add(f"{name}.{vector}", (size,), _Held(None))
+        held, descriptions[tensor.source] = _linear(weights, tensor, options, choice)
+        add(tensor, held)
+        for vector, size in _vectors(weights, tensor, held, plan).items():
+            name = f"{tensor.name}.{vector}"
+            add(PartTensor(name, name, (size,)), _Held(None))
     return plan, descriptions
 
 
@@ -130,20 +149,23 @@ def _choice(options: ExecutorOptions) -> LayerChoice:
     return choice
 
 
-def _is_linear(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and name != "position_embedding"
+def _is_linear(tensor: PartTensor) -> bool:
+    return len(tensor.shape) == 2 and tensor.name != "position_embedding"
 
 
 def _linear(
-    weights: DecoderWeights, name: str, options: ExecutorOptions, choice: LayerChoice
+    weights: DecoderWeights, tensor: PartTensor, options: ExecutorOptions, choice: LayerChoice
 ) -> tuple[_Held, str]:
     """How a linear weight is held, and the description of it."""
+    name, first_col = tensor.source, tensor.cols[0] if tensor.cols else 0
     own, wanted = weights.scheme(name), choice.recipe_of(name)
     if own is None:
         if wanted is not None:
             return _by_scheme(wanted.scheme, options)
         dtype = weights.dtype(name)
         storage = _unquantized(dtype, options)
+        if storage == GGML_GRIDS.get(dtype):
+            storage = grid_from(storage, first_col)
         keeps_grid = storage in (GGML_GRIDS.get(dtype), REGRIDDED.get(dtype))
         held = _Held(storage, _activations("block", options))
         return held, describe_dtype(dtype) if keeps_grid else storage.describe()
@@ -153,7 +175,7 @@ def _linear(
         )
     if options.dtype != "auto":
         return _Held(PLAIN[options.dtype], "float"), options.dtype
-    return _by_scheme(own, options)
+    return _by_scheme(scheme_from(own, first_col), options)
 
 
 def _by_scheme(scheme: QuantScheme, options: ExecutorOptions) -> tuple[_Held, str]:
@@ -177,19 +199,20 @@ def _unquantized(dtype: str, options: ExecutorOptions) -> Storage:
 
 def _vectors(
     weights: DecoderWeights,
-    name: str,
-    shape: tuple[int, ...],
+    tensor: PartTensor,
     held: _Held,
     plan: Mapping[str, PlannedTensor],
 ) -> dict[str, int]:
     """The vectors of a linear weight that have no place yet, with their sizes."""
-    rows, cols = shape
+    rows, cols = tensor.shape
     sizes = {"input_scale": 1, "input_smoothing": cols, "input_shift": cols, "output_shift": rows}
-    has = weights.vectors(name) | ({"input_scale"} if held.activations == "tensor" else set())
+    has = weights.vectors(tensor.source) | (
+        {"input_scale"} if held.activations == "tensor" else set()
+    )
     return {
         vector: size
         for vector, size in sizes.items()
-        if vector in has and place_of(name, vector, plan) is None
+        if vector in has and place_of(tensor.name, vector, plan) is None
     }
 
 
@@ -202,25 +225,22 @@ def place_of(name: str, vector: str, plan: Mapping[str, PlannedTensor]) -> Plann
     return next((plan[one] for one in names if one in plan), None)
 
 
-def _place(
-    name: str, shape: tuple[int, ...], held: _Held, spec: DecoderSpec, offset: int
-) -> PlannedTensor:
-    storage = held.storage
-    if storage is None:
-        num_values = 1
-        for size in shape:
-            num_values *= size
-        return PlannedTensor(name, shape, None, 0, offset, 4 * num_values)
-    row_group = spec.attention.head_dim if name.endswith(HEAD_WISE) else 0
-    rows, cols = shape
-    num_bytes = int(storage.shape(rows, cols, row_group).packed_bytes)
+def _place(tensor: PartTensor, held: _Held, head_dim: int, offset: int) -> PlannedTensor:
+    storage, shape = held.storage, tensor.shape
+    row_group, num_bytes = 0, 4 * math.prod(shape)
+    if storage is not None:
+        rows, cols = shape
+        row_group = head_dim if tensor.name.endswith(HEAD_WISE) else 0
+        num_bytes = int(storage.shape(rows, cols, row_group).packed_bytes)
     return PlannedTensor(
-        name,
+        tensor.name,
         shape,
         storage,
         row_group,
         offset,
         num_bytes,
+        tensor.rows,
+        tensor.cols,
         held.activations,
         held.outlier_threshold,
     )

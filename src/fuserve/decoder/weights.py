@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from fuserve import architectures
 from fuserve.architectures import DecoderSpec, TensorSource, spec_and_weight_map, tensor_shapes
 from fuserve.checkpoints import Checkpoint, Tensor, to_float32
+from fuserve.decoder.model_part import Span
 from fuserve.errors import CheckpointError
 from fuserve.quantization import QuantScheme
 
@@ -42,8 +44,11 @@ class DecoderWeights(Protocol):
         """Which vectors (``QuantizedLinear``'s names) belong to quantized tensor ``name``."""
         ...
 
-    def tensor(self, name: str) -> Tensor:
-        """Canonical tensor ``name``, linear weights as ``[out_features, in_features]``."""
+    def tensor(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Tensor:
+        """Canonical tensor ``name``, linear weights as ``[out_features, in_features]``.
+
+        ``rows`` and ``cols`` are first and stop of a piece of it; None is all of them.
+        """
         ...
 
     def release(self, name: str) -> None:
@@ -54,7 +59,7 @@ class DecoderWeights(Protocol):
 class CheckpointWeights:
     """The weights of a checkpoint, checked to be complete before the first is read.
 
-    Block-quantized tensors stay so, as nothing but whole rows is ever cut out of them.
+    Block-quantized tensors stay so, unless a piece cuts through their blocks: that is float32.
 
     Raises:
         CheckpointError: a tensor is missing or has an unexpected shape.
@@ -84,16 +89,23 @@ class CheckpointWeights:
         """Which vectors belong to quantized tensor ``name``."""
         return self._checkpoint.vectors(self._sources[name].name)
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Tensor:
         """Canonical tensor ``name``; a view of the file where nothing had to be computed."""
         source = self._sources[name]
         tensor = self._checkpoint.tensor(source.name)
         if source.transpose:
-            tensor = _plain(tensor, tensor.data.T)
+            tensor = replace(tensor, shape=tensor.shape[::-1], data=tensor.data.T)
         if source.rows is not None:
             tensor = tensor.rows(*source.rows)
         if source.per_head is not None:
-            tensor = tensor.take(source.per_head.rows(tensor.shape[0]))
+            taken = source.per_head.rows(tensor.shape[0])
+            tensor = tensor.take(taken if rows is None else taken[slice(*rows)])
+        elif rows is not None:
+            tensor = tensor.rows(*rows)
+        if cols is not None:
+            tensor = _columns(tensor, cols)
+        if source.transpose:
+            tensor = replace(tensor, data=np.ascontiguousarray(tensor.data))
         if source.add:
             shifted = to_float32(tensor) + np.float32(source.add)
             tensor = Tensor(tensor.name, "F32", tensor.shape, shifted)
@@ -190,8 +202,14 @@ class DummyWeights:
         """Empty: nothing is quantized."""
         return frozenset()
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Tensor:
         """Canonical tensor ``name``, made anew at every call."""
+        tensor = self._whole(name)
+        if rows is not None:
+            tensor = tensor.rows(*rows)
+        return tensor if cols is None else tensor.columns(*cols)
+
+    def _whole(self, name: str) -> Tensor:
         shape = self._shapes[name]
         offset = zlib.crc32(f"{self._seed}/{name}".encode()) % DUMMY_PERIOD
         values = np.resize(np.roll(self._values, -offset), shape)
@@ -214,5 +232,8 @@ def spec_from_config(config: Mapping[str, Any]) -> DecoderSpec:
     return architectures.spec_from_config(config)
 
 
-def _plain(tensor: Tensor, data: npt.NDArray[np.generic]) -> Tensor:
-    return Tensor(tensor.name, tensor.dtype, data.shape, np.ascontiguousarray(data))
+def _columns(tensor: Tensor, cols: Span) -> Tensor:
+    if tensor.cuts_blocks(*cols):
+        values = to_float32(tensor)
+        tensor = Tensor(tensor.name, "F32", values.shape, values)
+    return tensor.columns(*cols)
