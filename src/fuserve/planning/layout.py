@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, pairwise
 from math import prod
 
 from fuserve.architectures import DecoderSpec
-from fuserve.decoder.storage_plan import VECTORS, PlannedTensor
+from fuserve.decoder.model_part import FIRST_STAGE, ModelPart
+from fuserve.decoder.native import cache_type
+from fuserve.decoder.options import ExecutorOptions
+from fuserve.decoder.shard import Shard
+from fuserve.decoder.slices import slices
+from fuserve.decoder.storage_plan import PlannedTensor, plan_storage
+from fuserve.decoder.weights import DecoderWeights
+from fuserve.errors import InvalidRequestError
 from fuserve.kernels.linear import Storage
-
-CUT_INPUTS = ("o", "down")
-"""Linears that are cut over their input features; all others are over their outputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +46,14 @@ class Products:
 class Stage:
     """A contiguous range of layers, as the rank that holds most of it has it.
 
-    ``weight_bytes`` are of everything packed; ``layers`` and ``head`` what a step multiplies with.
+    ``weight_bytes`` are of everything packed; ``layers`` and ``head`` what a step multiplies with;
+    ``num_heads``, ``num_kv_heads`` and ``feed_forward_size`` are the rank's own.
     """
 
     num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    feed_forward_size: int
     weight_bytes: int
     layers: tuple[Products, ...]
     head: tuple[Products, ...]
@@ -54,38 +62,47 @@ class Stage:
 
 
 def cuts_evenly(spec: DecoderSpec, tensor_ranks: int) -> bool:
-    """Whether each of so many ranks gets whole heads, and KV heads alone or shared evenly."""
-    attention = spec.attention
-    kv_heads = attention.num_kv_heads
-    return attention.num_heads % tensor_ranks == 0 and (
-        kv_heads % tensor_ranks == 0 or tensor_ranks % kv_heads == 0
-    )
+    """Whether each of so many ranks gets as many heads, and some of everything."""
+    if spec.attention.num_heads % tensor_ranks:
+        return False
+    try:
+        slices(spec, tensor_ranks)
+    except InvalidRequestError:
+        return False
+    return True
 
 
 class CutModel:
-    """A model whose tensors are cut over ``ranks`` tensor-parallel ranks.
+    """A model of which each layer is shared by ``ranks`` tensor-parallel ranks.
 
     Args:
-        spec: of the model.
-        plan: of the whole model.
+        weights: of the whole model; only shapes and types are asked for.
+        options: how they are held.
         ranks: how many share each layer.
+
+    Attributes:
+        cache: the type of its KV cache.
+        weight_bytes: of one rank, with all layers.
     """
 
-    def __init__(self, spec: DecoderSpec, plan: Mapping[str, PlannedTensor], ranks: int) -> None:
+    def __init__(self, weights: DecoderWeights, options: ExecutorOptions, ranks: int) -> None:
+        spec = weights.spec
+        part = ModelPart(spec, Shard(0, ranks))  # the first rank has the larger shares
+        plan, _ = plan_storage(weights, options, part)
         layers: list[list[PlannedTensor]] = [[] for _ in spec.layers]
         first: list[PlannedTensor] = []
         last: list[PlannedTensor] = []
-        for whole in plan.values():
-            tensor = _cut(whole, spec, ranks)
-            part = tensor.name.split(".")
-            if part[0] == "layers":
-                layers[int(part[1])].append(tensor)
-            elif part[0] in ("embedding", "position_embedding", "embedding_norm"):
-                first.append(tensor)
+        for tensor in plan.values():
+            name = tensor.name.split(".")
+            if name[0] == "layers":
+                layers[int(name[1])].append(tensor)
             else:
-                last.append(tensor)
+                (first if name[0] in FIRST_STAGE else last).append(tensor)
         head = "embedding" if spec.tied_head else "head"
         heads = [tensor for tensor in (*first, *last) if tensor.name == head]
+        self.cache = cache_type(options, plan)
+        self.weight_bytes = _bytes(plan.values())
+        self._rank = part.spec
         self._layers = [_products(layer) for layer in layers]
         self._layer_bytes = [_bytes(layer) for layer in layers]
         self._first_bytes, self._last_bytes = _bytes(first), _bytes(last)
@@ -108,6 +125,9 @@ class CutModel:
             found.append(
                 Stage(
                     stop - start,
+                    self._rank.attention.num_heads,
+                    self._rank.attention.num_kv_heads,
+                    self._rank.feed_forward.size,
                     sum(self._layer_bytes[start:stop]) + ends,
                     _joined(chain.from_iterable(self._layers[start:stop])),
                     self._head if is_last else (),
@@ -188,45 +208,5 @@ def _filled(
     return [*counts, len(layers) - start]
 
 
-def _bytes(tensors: Sequence[PlannedTensor]) -> int:
+def _bytes(tensors: Iterable[PlannedTensor]) -> int:
     return sum(tensor.num_bytes for tensor in tensors)
-
-
-def _cut(tensor: PlannedTensor, spec: DecoderSpec, ranks: int) -> PlannedTensor:
-    """The part of a tensor that one of the ranks holds."""
-    if ranks == 1:
-        return tensor
-    owner, _, field = tensor.name.rpartition(".")
-    if field != "bias" and field not in VECTORS:
-        owner, field = tensor.name, ""
-    linear = owner.rpartition(".")[2]
-    cuts_inputs = linear in CUT_INPUTS
-    if field.startswith("input_") != cuts_inputs and field:
-        return tensor  # a vector over the side that is not cut
-    if field == "input_scale" or linear.endswith("norm") or linear == "position_embedding":
-        return tensor
-    shape = list(tensor.shape)
-    axis = 1 if cuts_inputs and not field else 0
-    shape[axis] = _share(shape[axis], _unit(tensor, linear, spec), linear, spec, ranks)
-    if tensor.storage is None:
-        return replace(tensor, shape=tuple(shape), num_bytes=4 * prod(shape))
-    rows, cols = shape
-    packed = tensor.storage.shape(rows, cols, tensor.row_group)
-    return replace(tensor, shape=(rows, cols), num_bytes=int(packed.packed_bytes))
-
-
-def _unit(tensor: PlannedTensor, linear: str, spec: DecoderSpec) -> int:
-    """What is never cut: a head, or the features that share a scale."""
-    if linear in ("q", "k", "v", "o"):
-        return spec.attention.head_dim
-    if linear in ("gate", "up", "down") and tensor.storage is not None:
-        return max(1, tensor.storage.group_size)
-    return 1
-
-
-def _share(size: int, unit: int, linear: str, spec: DecoderSpec, ranks: int) -> int:
-    """The largest share of a side; KV heads are held by several ranks where they are few."""
-    if linear in ("k", "v"):
-        ranks = min(ranks, spec.attention.num_kv_heads)
-    units = -(-size // unit)
-    return min(size, -(-units // ranks) * unit)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fuserve.architectures import DecoderSpec
 from fuserve.decoder.step import BLOCK_SIZE_TOKENS
 from fuserve.kernels.cache import CacheType
-from fuserve.planning.layout import Layout, Stage
+from fuserve.planning.layout import Stage
 from fuserve.planning.workload import Workload
 
 PROCESS_BYTES = 150_000_000
@@ -29,14 +29,12 @@ class RankMemory:
         return self.weights + self.kv_cache + self.activations + self.process
 
 
-def rank_memory(
-    spec: DecoderSpec, stage: Stage, layout: Layout, cache: CacheType, work: Workload
-) -> RankMemory:
+def rank_memory(spec: DecoderSpec, stage: Stage, cache: CacheType, work: Workload) -> RankMemory:
     """What a rank of this stage takes."""
     return RankMemory(
         weights=stage.weight_bytes,
-        kv_cache=num_blocks(work) * block_bytes(spec, stage, layout, cache),
-        activations=_activation_bytes(spec, stage, layout, work),
+        kv_cache=num_blocks(work) * block_bytes(spec, stage, cache),
+        activations=_activation_bytes(spec, stage, work),
     )
 
 
@@ -45,21 +43,18 @@ def num_blocks(work: Workload) -> int:
     return work.max_num_seqs * -(-work.max_model_len // BLOCK_SIZE_TOKENS)
 
 
-def block_bytes(spec: DecoderSpec, stage: Stage, layout: Layout, cache: CacheType) -> int:
+def block_bytes(spec: DecoderSpec, stage: Stage, cache: CacheType) -> int:
     """Bytes of one block in the stage's layers, with the KV heads that one rank has."""
-    attention = spec.attention
-    kv_heads = -(-attention.num_kv_heads // layout.tensor)
-    return cache.block_bytes(stage.num_layers, kv_heads, attention.head_dim)
+    return cache.block_bytes(stage.num_layers, stage.num_kv_heads, spec.attention.head_dim)
 
 
-def _activation_bytes(spec: DecoderSpec, stage: Stage, layout: Layout, work: Workload) -> int:
+def _activation_bytes(spec: DecoderSpec, stage: Stage, work: Workload) -> int:
     """The step's workspace (``csrc/decoder/workspace.h``) and its logits, in fp32.
 
     Residual and branch, queries and attention, normalized and inner rows with their int8 forms.
     """
     tokens = max(work.max_num_batched_tokens, work.max_num_seqs)
-    attention = spec.attention.num_heads * spec.attention.head_dim // layout.tensor
-    inner = -(-spec.feed_forward.size // layout.tensor)
+    attention, inner = stage.num_heads * spec.attention.head_dim, stage.feed_forward_size
     widest = max(spec.hidden_size, attention, inner)
     floats = 2 * spec.hidden_size + 2 * attention + widest + inner
     logits = 4 * work.max_num_seqs * spec.vocab_size if stage.is_last else 0

@@ -9,6 +9,7 @@ from typing import NoReturn
 from fuserve.architectures import DecoderSpec, tensor_shapes
 from fuserve.checkpoints import open_checkpoint
 from fuserve.decoder.load import read_config
+from fuserve.decoder.model_part import Span
 from fuserve.decoder.options import ExecutorOptions, KVCacheDtype, Quantization
 from fuserve.decoder.weights import CheckpointWeights, DecoderWeights, spec_from_config
 from fuserve.errors import ModelNotFoundError
@@ -46,7 +47,7 @@ class ConfigWeights:
         """Empty: nothing is quantized."""
         return frozenset()
 
-    def tensor(self, name: str) -> NoReturn:
+    def tensor(self, name: str, rows: Span | None = None, cols: Span | None = None) -> NoReturn:
         """There are no values.
 
         Raises:

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from fuserve.architectures import DecoderSpec
-from fuserve.decoder.native import cache_type
 from fuserve.decoder.options import ExecutorOptions
-from fuserve.decoder.storage_plan import PlannedTensor, plan_storage
 from fuserve.decoder.weights import DecoderWeights
 from fuserve.errors import CapacityError, InvalidRequestError
-from fuserve.kernels.cache import CacheType
 from fuserve.planning.layout import CutModel, Layout, Stage, cuts_evenly
 from fuserve.planning.machine import Machine, Network
 from fuserve.planning.memory import RankMemory, rank_memory
@@ -134,20 +131,18 @@ class _Scheme:
     """A model held in one way, cut as often as is asked."""
 
     def __init__(self, weights: DecoderWeights, options: ExecutorOptions, work: Workload) -> None:
-        plan: Mapping[str, PlannedTensor] = plan_storage(weights, options)[0]
         self._spec = weights.spec
         self._work = work
-        self.cache: CacheType = cache_type(options, dict(plan))
-        self.weight_bytes = sum(tensor.num_bytes for tensor in plan.values())
-        self._cut = cache(lambda ranks: CutModel(self._spec, plan, ranks))
+        self._cut = cache(lambda ranks: CutModel(weights, options, ranks))
+        self.cache = self._cut(1).cache
+        self.weight_bytes = self._cut(1).weight_bytes
 
     def stages(self, layout: Layout) -> tuple[Stage, ...]:
         return self._cut(layout.tensor).stages(layout.pipeline)
 
     def memory(self, layout: Layout) -> tuple[RankMemory, ...]:
         return tuple(
-            rank_memory(self._spec, stage, layout, self.cache, self._work)
-            for stage in self.stages(layout)
+            rank_memory(self._spec, stage, self.cache, self._work) for stage in self.stages(layout)
         )
 
     def min_hosts(self, wish: Wish) -> int | None:
@@ -164,8 +159,8 @@ def _no_layout(spec: DecoderSpec, wish: Wish) -> str:
     attention = spec.attention
     return (
         f"{wish.hosts} hosts cannot be split as asked: tensor parallelism must divide the "
-        f"{attention.num_heads} heads and divide or be divided by the {attention.num_kv_heads} KV "
-        f"heads, and there are {spec.num_layers} layers for pipeline stages. Leave "
+        f"{attention.num_heads} heads, and there are {spec.num_layers} layers for pipeline stages. "
+        "Leave "
         "--tensor-parallel-size and --pipeline-parallel-size out to see what can be done."
     )
 

@@ -115,7 +115,7 @@ class Setting:
     def _attention(self, stage: Stage, load: StepLoad) -> list[Term]:
         terms = []
         if load.cached:
-            per_token = block_bytes(self.spec, stage, self.layout, self.cache) / BLOCK_SIZE_TOKENS
+            per_token = block_bytes(self.spec, stage, self.cache) / BLOCK_SIZE_TOKENS
             num_bytes = round(load.cached * per_token)
             terms.append(
                 Term(
@@ -126,8 +126,7 @@ class Setting:
                 )
             )
         if load.pairs:
-            attention = self.spec.attention
-            features = attention.num_heads * attention.head_dim // self.layout.tensor
+            features = stage.num_heads * self.spec.attention.head_dim
             operations = 4 * load.pairs * features * stage.num_layers
             terms.append(
                 Term(
