@@ -307,6 +307,11 @@ def _print(
         "Tokens/s; memory of the fullest rank."
         + (f" {hidden} slower splits fit too (--json has them)." if hidden > 0 else "")
     )
+    quickest = max(found.candidates, key=lambda one: one.speed.decode_one)
+    print(
+        f"One stream is fastest with {quickest.scheme}, TP {quickest.layout.tensor} x PP "
+        f"{quickest.layout.pipeline}: {quickest.speed.decode_one:.4g} tokens/s."
+    )
     _print_arithmetic(found.candidates[0])
 
 

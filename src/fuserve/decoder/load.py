@@ -67,7 +67,11 @@ class LoadedModel:
 
 
 def load_model(
-    model: str, options: ExecutorOptions, progress: Progress | None = None
+    model: str,
+    options: ExecutorOptions,
+    progress: Progress | None = None,
+    *,
+    memory_share: float = 1.0,
 ) -> LoadedModel:
     """Load a model for generation.
 
@@ -76,6 +80,7 @@ def load_model(
             ``config.json`` or a folder that has one.
         options: formats, sizes, threads.
         progress: called with what is done, how many of how many.
+        memory_share: part of the free memory to plan with, where several models start at once.
 
     Raises:
         ModelNotFoundError: nothing is there under that name.
@@ -92,8 +97,8 @@ def load_model(
         else DummyWeights(spec_from_config(read_config(Path(model))))
     )
     if options.executor == "reference":
-        return _load_reference(weights, checkpoint, options, start)
-    return _load_native(weights, checkpoint, options, progress, start)
+        return _load_reference(weights, checkpoint, options, start, memory_share)
+    return _load_native(weights, checkpoint, options, progress, start, memory_share)
 
 
 def _load_native(
@@ -102,9 +107,12 @@ def _load_native(
     options: ExecutorOptions,
     progress: Progress | None,
     start: float,
+    memory_share: float,
 ) -> LoadedModel:
     spec = weights.spec
-    num_blocks, max_model_len = plan_cache(spec, options, *part_bytes(weights, options))
+    num_blocks, max_model_len = plan_cache(
+        spec, options, *part_bytes(weights, options), memory_share
+    )
     executor = NativeExecutor(
         weights,
         options,
@@ -131,6 +139,7 @@ def _load_reference(
     checkpoint: Checkpoint | None,
     options: ExecutorOptions,
     start: float,
+    memory_share: float,
 ) -> LoadedModel:
     from fuserve.decoder.reference import ReferenceExecutor  # imports torch
 
@@ -142,7 +151,9 @@ def _load_reference(
     spec = weights.spec
     parameter_bytes = 4 * num_parameters(spec)
     block_bytes = kv_block_bytes(spec, CacheType.F32)
-    num_blocks, max_model_len = plan_cache(spec, options, parameter_bytes, block_bytes)
+    num_blocks, max_model_len = plan_cache(
+        spec, options, parameter_bytes, block_bytes, memory_share
+    )
     executor = ReferenceExecutor(weights, num_blocks=num_blocks, device=options.device)
     report = LoadReport(
         load_s=time.perf_counter() - start,
@@ -171,7 +182,11 @@ def part_bytes(
 
 
 def plan_cache(
-    spec: DecoderSpec, options: ExecutorOptions, weight_bytes: int, block_bytes: int
+    spec: DecoderSpec,
+    options: ExecutorOptions,
+    weight_bytes: int,
+    block_bytes: int,
+    memory_share: float = 1.0,
 ) -> tuple[int, int]:
     """Blocks of the KV cache, and the longest sequence that they and the model allow.
 
@@ -184,7 +199,7 @@ def plan_cache(
         raise InvalidRequestError(
             f"max_model_len {longest} is beyond the {spec.max_position} positions of the model"
         )
-    room = int(options.memory_share * available_memory()) - weight_bytes
+    room = int(memory_share * available_memory()) - weight_bytes
     if room <= 0:
         raise CapacityError(
             f"the weights need {weight_bytes / 1e9:.2f} GB, but only "

@@ -56,7 +56,6 @@ class ExecutorOptions:
         max_model_len: tokens of the longest sequence; None takes the model's, limited by memory.
         max_num_batched_tokens: token budget of a step.
         kv_cache_bytes: memory for the KV cache; None plans it for max_num_seqs sequences.
-        memory_share: part of the free memory to plan with, where several models start at once.
         num_threads: None takes affinity, cgroup quota and SMT siblings into account.
     """
 
@@ -74,7 +73,6 @@ class ExecutorOptions:
     max_num_seqs: int = 16
     max_num_batched_tokens: int = 512
     kv_cache_bytes: int | None = None
-    memory_share: float = 1.0
     num_threads: int | None = None
     load_format: LoadFormat = "auto"
     executor: ExecutorKind = "native"

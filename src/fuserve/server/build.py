@@ -31,6 +31,7 @@ class ServeSettings:
         tokenizer: model whose tokenizer is used; None takes the model's own.
         max_itl_ms, enable_prefix_caching, num_speculative_tokens: as in ``EngineConfig``.
         max_queue_requests, max_queue_tokens: as in ``AsyncEngine``.
+        memory_share: as in ``load_model``.
         log_level: of the server's log.
     """
 
@@ -44,6 +45,7 @@ class ServeSettings:
     num_speculative_tokens: int = 0
     max_queue_requests: int = 64
     max_queue_tokens: int = 65536
+    memory_share: float = 1.0
     log_level: str = "info"
 
 

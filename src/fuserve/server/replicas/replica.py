@@ -26,7 +26,9 @@ class Replica:
 
     def __init__(self, settings: ServeSettings) -> None:
         configure_logging(settings.log_level)
-        self._loaded = load_model(settings.model, settings.options)
+        self._loaded = load_model(
+            settings.model, settings.options, memory_share=settings.memory_share
+        )
         self._app = build_app(self._loaded, settings)
         self._context: ServerContext = self._app.state.context
 

@@ -46,7 +46,11 @@ def replicas(
     is_embedded = address is None
     share = num_replicas if is_embedded else 1
     threads = settings.options.num_threads or max(1, num_threads() // share)
-    options = replace(settings.options, num_threads=threads, memory_share=1 / share)
+    settings = replace(
+        settings,
+        options=replace(settings.options, num_threads=threads),
+        memory_share=1 / share,
+    )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to anybody
     if is_embedded:
         ray.init(
@@ -59,7 +63,7 @@ def replicas(
         ray.init(address=address, logging_level="error")
     application = f"fuserve-{uuid.uuid4().hex[:8]}"  # a cluster may have several doors
     try:
-        handle = _deploy(application, replace(settings, options=options), num_replicas, threads)
+        handle = _deploy(application, settings, num_replicas, threads)
         yield Door(handle, application, num_replicas, settings.config.max_body_bytes)
     finally:
         serve.delete(application)
