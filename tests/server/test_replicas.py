@@ -148,13 +148,14 @@ def test_a_client_that_goes_away_ends_its_request(both: Replicas) -> None:
 
 def test_requests_go_on_when_a_replica_is_killed(both: Replicas) -> None:
     options = {"max_tokens": 400, "stream": True, "extra_body": {"ignore_eos": True}}
+    victim = both.actors()[0]
     streams = [both.complete(f"{name} is", **options) for name in ("One", "Two")]
     for stream in streams:
         next(iter(stream))
     assert sorted(both.metric("num_requests_running").values()) == [1, 1]
     with ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(both.complete, f"{n} and", max_tokens=16) for n in range(8)]
-        both.actors()[0].kill()
+        victim.kill()
         for answer in answers:
             assert answer.result().choices[0].finish_reason == "length"
     ends = []
