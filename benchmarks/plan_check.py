@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from fuserve.planning.model import open_for_planning
 
 CONFIGS = Path(__file__).parent / "configs"
 RESULTS = Path(__file__).parent / "results" / "plan_check.json"
-PROMPT_TOKENS, OUTPUT_TOKENS = 512, 16
+PROMPT_TOKENS, OUTPUT_TOKENS = 256, 16
 BATCHES = (1, 8)
 UNUSED = Network(latency_s=1.0, bytes_per_s=1.0)  # one rank sends nothing
 
@@ -72,7 +73,7 @@ def measure(case: Case) -> Figures:
     finally:
         loaded.close()
     return {
-        "prefill 512": result.prefill_tokens_per_s,
+        "prefill": result.prefill_tokens_per_s,
         **{f"decode {speed.batch}": speed.tokens_per_s for speed in result.decode},
         "weights, MB": report.packed_bytes / 1e6,
         "KV cache, MB": report.kv_cache_bytes / 1e6,
@@ -94,7 +95,7 @@ def predict(case: Case, machine: Machine) -> Figures:
             work,
             Wish(memory_bytes=1 << 40, hosts=1),
         ).candidates[0]
-        figures.setdefault("prefill 512", plan.speed.prefill_one)
+        figures.setdefault("prefill", plan.speed.prefill_one)
         figures[f"decode {batch}"] = plan.speed.decode_many
         figures["weights, MB"] = plan.memory[0].weights / 1e6
         figures["KV cache, MB"] = plan.memory[0].kv_cache / 1e6
@@ -111,6 +112,9 @@ def main() -> None:
     """Print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--seconds", type=float, default=300.0, help="after which nothing is measured again"
+    )
     parser.add_argument("--only", nargs="*", help="cases whose names have one of these in them")
     arguments = parser.parse_args()
     cases = [
@@ -119,9 +123,12 @@ def main() -> None:
         if arguments.only is None or any(part in case.name for part in arguments.only)
     ]
     machines: list[Machine] = []
+    began = time.monotonic()
     measured: dict[str, list[Figures]] = {case.name: [] for case in cases}
     for _ in range(arguments.rounds):
         for case in cases:
+            if measured[case.name] and time.monotonic() - began > arguments.seconds:
+                continue
             machines.append(Machine.measured())
             measured[case.name].append(measure(case))
     machine = best_machine(machines)
