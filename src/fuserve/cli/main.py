@@ -19,6 +19,7 @@ from fuserve.cli.eval_compare import compare
 from fuserve.cli.flags import DEBUG_KEY, expand_flags
 from fuserve.cli.generate import generate
 from fuserve.cli.info import info
+from fuserve.cli.plan import plan
 from fuserve.cli.quantize import quantize
 from fuserve.cli.serve import serve
 from fuserve.errors import FuserveError
@@ -87,6 +88,12 @@ _add(app, "serve", serve, "fuserve serve --model demo --port 8000")
 _add(app, "quantize", quantize, "fuserve quantize demo smollm2-gptq --scheme gptq")
 _add(app, "info", info, "fuserve info demo --json")
 _add(app, "doctor", doctor, "fuserve doctor")
+_add(
+    app,
+    "plan",
+    plan,
+    "fuserve plan MODEL --memory 16GB --hosts 4 --bandwidth 10Gbit/s",
+)
 _add(
     bench,
     "latency",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from socket import socket
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -13,17 +14,21 @@ from fuserve.cli.output import WorkProgress, note
 from fuserve.errors import InvalidRequestError, MissingExtraError
 
 if TYPE_CHECKING:
-    from fuserve.checkpoints import Tokenizer
-    from fuserve.decoder import LoadedModel
-    from fuserve.engine.config import EngineConfig
+    from fuserve.parallel.options import ParallelOptions
+    from fuserve.server.build import ServeSettings
     from fuserve.server.config import ServerConfig
 
 _SERVER_PANEL = "Server"
 _QUEUE_PANEL = "Scheduling"
+_REPLICA_PANEL = "Data parallelism"
 
 
 def _server(*names: str, help: str, **limits: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=_SERVER_PANEL, **limits)
+
+
+def _replica(*names: str, help: str, **limits: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=_REPLICA_PANEL, **limits)
 
 
 def _queue(*names: str, help: str, **limits: Any) -> Any:
@@ -126,20 +131,24 @@ class SchedulingFlags:
         _queue("--request-timeout", help="Seconds after which a request ends.", min=0.001),
     ] = None
 
-    def engine_config(
-        self, max_model_len: int, max_num_seqs: int, max_num_batched_tokens: int
-    ) -> EngineConfig:
-        """As the engine takes it."""
-        from fuserve.engine.config import EngineConfig
 
-        return EngineConfig(
-            max_model_len,
-            max_num_seqs,
-            max_num_batched_tokens,
-            max_itl_ms=self.max_itl_ms,
-            enable_prefix_caching=self.enable_prefix_caching,
-            num_speculative_tokens=self.num_speculative_tokens,
-        )
+@dataclass(frozen=True, slots=True)
+class ReplicaFlags:
+    """How many engines are behind the door."""
+
+    replicas: Annotated[
+        int,
+        _replica("--replicas", help="Copies of the model behind one door (extra 'ray').", min=1),
+    ] = 1
+    ray_address: Annotated[
+        str | None,
+        _replica(
+            "--ray-address",
+            metavar="ADDRESS",
+            help="A Ray cluster to run them in, such as auto or HOST:6379; by default a Ray is "
+            "started here and ends with the server.",
+        ),
+    ] = None
 
 
 def serve(
@@ -148,6 +157,7 @@ def serve(
     parallel: ParallelFlags,
     scheduling: SchedulingFlags,
     server: ServerFlags,
+    replication: ReplicaFlags,
     tokenizer: Annotated[
         str | None,
         typer.Option("--tokenizer", help="Model whose tokenizer is used; the model's own."),
@@ -158,94 +168,94 @@ def serve(
 
     SIGTERM and Ctrl-C let running requests end before the server exits.
     """
-    run_server, listen, configure_logging = _server_functions()
-    from fuserve.parallel.loading import load_parallel
+    server_modules()
+    from fuserve.server.build import ServeSettings
+    from fuserve.server.lifecycle import listen
+    from fuserve.server.logs import configure_logging
 
-    config = server.config(scheduling.request_timeout)
+    settings = ServeSettings(
+        model,
+        flags.executor_options(),
+        tuple(server.served_model_name or (model,)),
+        server.config(scheduling.request_timeout),
+        tokenizer,
+        max_itl_ms=scheduling.max_itl_ms,
+        enable_prefix_caching=scheduling.enable_prefix_caching,
+        num_speculative_tokens=scheduling.num_speculative_tokens,
+        max_queue_requests=scheduling.max_queue_requests,
+        max_queue_tokens=scheduling.max_queue_tokens,
+        log_level=server.log_level,
+    )
     with listen(server.host, server.port) as listener:
-        options = flags.executor_options()
-        with WorkProgress() as progress:
-            loaded = load_parallel(model, options, parallel.options(), progress.update)
-        try:
-            codec = _tokenizer(loaded, tokenizer)
-            engine_config = scheduling.engine_config(
-                loaded.max_model_len, options.max_num_seqs, options.max_num_batched_tokens
-            )
-            names = tuple(server.served_model_name or (model,))
-            app = _build(loaded, codec, engine_config, names, scheduling, config)
-            url = _url(server.host, listener.getsockname()[1])
-            configure_logging(server.log_level)
-            run_server(
-                app,
-                listener,
-                grace_s=server.grace_period,
-                ready=lambda: _announce(url, names[0], bool(config.api_keys)),
-            )
-        finally:
-            loaded.close()
+        url = _url(server.host, listener.getsockname()[1])
+
+        def ready() -> None:
+            _announce(url, settings.names[0], bool(settings.config.api_keys))
+
+        configure_logging(server.log_level)
+        if replication.replicas > 1 or replication.ray_address is not None:
+            if parallel.options().num_ranks > 1:
+                raise InvalidRequestError(
+                    "a replica is one process: give either --replicas or the parallel sizes"
+                )
+            _serve_replicas(settings, replication, listener, server.grace_period, ready)
+        else:
+            _serve_one(settings, parallel.options(), listener, server.grace_period, ready)
 
 
-def _server_functions() -> tuple[Any, Any, Any]:
-    """The server's own functions.
+def _serve_one(
+    settings: ServeSettings,
+    parallel: ParallelOptions,
+    listener: socket,
+    grace_s: float,
+    ready: Callable[[], None],
+) -> None:
+    """One engine, in this process and the ranks beside it."""
+    from fuserve.parallel.loading import load_parallel
+    from fuserve.server.build import build_app
+    from fuserve.server.lifecycle import run_server
+
+    with WorkProgress() as progress:
+        loaded = load_parallel(settings.model, settings.options, parallel, progress.update)
+    try:
+        app = build_app(loaded, settings)
+        run_server(app, app.state.context, listener, grace_s=grace_s, ready=ready)
+    finally:
+        loaded.close()
+
+
+def _serve_replicas(
+    settings: ServeSettings,
+    replication: ReplicaFlags,
+    listener: socket,
+    grace_s: float,
+    ready: Callable[[], None],
+) -> None:
+    """Engines in processes of Ray's, and the door to them in this one."""
+    from fuserve.checkpoints.find import find_model
+    from fuserve.server.lifecycle import run_server
+    from fuserve.server.replicas.start import replicas
+
+    if replication.ray_address is None and settings.options.load_format != "dummy":
+        find_model(settings.model)  # tells what is wrong before processes are started
+    note(f"starting {replication.replicas} replicas ...")
+    with replicas(settings, replication.replicas, replication.ray_address) as door:
+        run_server(door, door, listener, grace_s=grace_s, ready=ready)
+
+
+def server_modules() -> None:
+    """Import what the server needs beside the core.
 
     Raises:
         MissingExtraError: it is not installed.
     """
     try:
-        from fuserve.server.lifecycle import listen, run_server
-        from fuserve.server.logs import configure_logging
+        import fuserve.server.build
+        import fuserve.server.lifecycle  # noqa: F401
     except ImportError as error:
         if error.name is None or error.name.startswith("fuserve"):
             raise
         raise MissingExtraError(error.name, "serve", "fuserve serve") from error
-    return run_server, listen, configure_logging
-
-
-def _build(
-    loaded: LoadedModel,
-    tokenizer: Tokenizer,
-    engine_config: EngineConfig,
-    names: tuple[str, ...],
-    scheduling: SchedulingFlags,
-    config: ServerConfig,
-) -> Any:
-    """The application over a started engine."""
-    from fuserve.engine.async_engine import AsyncEngine
-    from fuserve.engine.engine import Engine
-    from fuserve.engine.sampling_params import SamplingParams
-    from fuserve.server.app import create_app
-    from fuserve.server.config import ServedModel
-    from fuserve.server.metrics import ServerMetrics
-
-    recommended = {} if loaded.checkpoint is None else loaded.checkpoint.generation_config
-    served = ServedModel(
-        names,
-        loaded.max_model_len,
-        int(time.time()),
-        SamplingParams.from_generation_config(recommended),
-    )
-    metrics = ServerMetrics(served.name)
-    engine = AsyncEngine(
-        Engine(loaded.executor, tokenizer, engine_config),
-        max_queue_requests=scheduling.max_queue_requests,
-        max_queue_tokens=scheduling.max_queue_tokens,
-        observer=metrics,
-    )
-    app = create_app(engine, tokenizer, served, config, metrics)
-    engine.start()
-    return app
-
-
-def _tokenizer(loaded: LoadedModel, name: str | None) -> Tokenizer:
-    from fuserve.checkpoints import load_tokenizer, open_checkpoint
-
-    if name is not None:
-        return load_tokenizer(open_checkpoint(name))
-    if loaded.checkpoint is None:
-        raise InvalidRequestError(
-            "a model with --load-format dummy has no tokenizer. Name a model with --tokenizer."
-        )
-    return load_tokenizer(loaded.checkpoint)
 
 
 def _url(host: str, port: int) -> str:

@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fuserve.decoder.shard import Shard
+from fuserve.errors import InvalidRequestError
 from fuserve.kernels.exchange import SharedExchange
 
 Floats = npt.NDArray[np.float32]
@@ -62,3 +64,17 @@ def tree_sum(parts: Sequence[Floats]) -> Floats:
         return parts[0]
     half = (len(parts) + 1) // 2
     return tree_sum(parts[:half]) + tree_sum(parts[half:])
+
+
+def check_communicator(shard: Shard, communicator: Communicator | None) -> None:
+    """Refuse a communicator that is not of the shard's rank, or that is missing.
+
+    Raises:
+        InvalidRequestError: they do not belong together.
+    """
+    rank, size = (0, 1) if communicator is None else (communicator.rank, communicator.size)
+    if (rank, size) != (shard.tensor_rank, shard.tensor_size):
+        raise InvalidRequestError(
+            f"the shard is of rank {shard.tensor_rank} of {shard.tensor_size}, but the "
+            f"communicator of rank {rank} of {size}"
+        )

@@ -69,7 +69,11 @@ class LoadedModel:
 
 
 def load_model(
-    model: str, options: ExecutorOptions, progress: Progress | None = None
+    model: str,
+    options: ExecutorOptions,
+    progress: Progress | None = None,
+    *,
+    memory_share: float = 1.0,
 ) -> LoadedModel:
     """Load a model for generation.
 
@@ -78,6 +82,7 @@ def load_model(
             ``config.json`` or a folder that has one.
         options: formats, sizes, threads.
         progress: called with what is done, how many of how many.
+        memory_share: part of the free memory to plan with, where several models start at once.
 
     Raises:
         ModelNotFoundError: nothing is there under that name.
@@ -88,9 +93,10 @@ def load_model(
     """
     start = time.perf_counter()
     checkpoint, weights = open_weights(model, options)
+    available_bytes = int(memory_share * available_memory())
     if options.executor == "reference":
-        return _load_reference(weights, checkpoint, options, start)
-    return _load_native(weights, checkpoint, options, progress, start)
+        return _load_reference(weights, checkpoint, options, start, available_bytes)
+    return _load_native(weights, checkpoint, options, progress, start, available_bytes)
 
 
 def open_weights(model: str, options: ExecutorOptions) -> tuple[Checkpoint | None, DecoderWeights]:
@@ -100,7 +106,7 @@ def open_weights(model: str, options: ExecutorOptions) -> tuple[Checkpoint | Non
         ModelNotFoundError, CheckpointError, UnsupportedModelError: as ``load_model``.
     """
     if options.load_format == "dummy":
-        return None, DummyWeights(spec_from_config(_read_config(Path(model))))
+        return None, DummyWeights(spec_from_config(read_config(Path(model))))
     checkpoint = open_checkpoint(model)
     return checkpoint, CheckpointWeights(checkpoint)
 
@@ -118,9 +124,12 @@ def _load_native(
     options: ExecutorOptions,
     progress: Progress | None,
     start: float,
+    available_bytes: int,
 ) -> LoadedModel:
     spec = weights.spec
-    num_blocks, max_model_len = plan_cache(spec, options, *part_bytes(weights, options))
+    num_blocks, max_model_len = plan_cache(
+        spec, options, *part_bytes(weights, options), available_bytes
+    )
     executor = NativeExecutor(
         weights,
         options,
@@ -147,6 +156,7 @@ def _load_reference(
     checkpoint: Checkpoint | None,
     options: ExecutorOptions,
     start: float,
+    available_bytes: int,
 ) -> LoadedModel:
     from fuserve.decoder.reference import ReferenceExecutor  # imports torch
 
@@ -158,7 +168,9 @@ def _load_reference(
     spec = weights.spec
     parameter_bytes = 4 * num_parameters(spec)
     block_bytes = kv_block_bytes(spec, CacheType.F32)
-    num_blocks, max_model_len = plan_cache(spec, options, parameter_bytes, block_bytes)
+    num_blocks, max_model_len = plan_cache(
+        spec, options, parameter_bytes, block_bytes, available_bytes
+    )
     executor = ReferenceExecutor(weights, num_blocks=num_blocks, device=options.device)
     report = LoadReport(
         load_s=time.perf_counter() - start,
@@ -256,7 +268,12 @@ def cache_file(
     return cache_folder() / f"{key[:32]}.packed"
 
 
-def _read_config(path: Path) -> Mapping[str, object]:
+def read_config(path: Path) -> Mapping[str, object]:
+    """A config.json, by itself or in its folder.
+
+    Raises:
+        ModelNotFoundError: it cannot be read, or is no JSON object.
+    """
     file = path / "config.json" if path.is_dir() else path
     try:
         config = json.loads(file.read_text())

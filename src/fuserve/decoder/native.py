@@ -18,7 +18,7 @@ from fuserve.architectures import (
     alibi_slopes,
     rope_frequencies,
 )
-from fuserve.decoder.communicator import Communicator
+from fuserve.decoder.communicator import Communicator, check_communicator
 from fuserve.decoder.model_part import ModelPart
 from fuserve.decoder.options import ExecutorOptions
 from fuserve.decoder.packed_reader import NativeRowSplit, PackedReader
@@ -27,7 +27,6 @@ from fuserve.decoder.shard import WHOLE_MODEL, Shard
 from fuserve.decoder.step import StepBatch
 from fuserve.decoder.storage_plan import PlannedTensor, plan_storage
 from fuserve.decoder.weights import DecoderWeights
-from fuserve.errors import InvalidRequestError
 from fuserve.kernels.cache import CacheType
 from fuserve.kernels.linear import WeightFormat
 from fuserve.kernels.machine import num_threads, selected_isa
@@ -139,7 +138,7 @@ class NativeExecutor:
         shard: Shard = WHOLE_MODEL,
         communicator: Communicator | None = None,
     ) -> None:
-        _check_communicator(shard, communicator)
+        check_communicator(shard, communicator)
         self.spec = weights.spec
         self.shard = shard
         self._part = part = ModelPart(weights.spec, shard, options.rank_invariant)
@@ -228,15 +227,6 @@ def cache_type(options: ExecutorOptions, plan: dict[str, PlannedTensor]) -> Cach
 def kv_block_bytes(spec: DecoderSpec, kind: CacheType) -> int:
     """Bytes of one KV-cache block in all layers of a model, or of a ``ModelPart``'s ``spec``."""
     return kind.block_bytes(spec.num_layers, spec.attention.num_kv_heads, spec.attention.head_dim)
-
-
-def _check_communicator(shard: Shard, communicator: Communicator | None) -> None:
-    rank, size = (0, 1) if communicator is None else (communicator.rank, communicator.size)
-    if (rank, size) != (shard.tensor_rank, shard.tensor_size):
-        raise InvalidRequestError(
-            f"the shard is of rank {shard.tensor_rank} of {shard.tensor_size}, but the "
-            f"communicator of rank {rank} of {size}"
-        )
 
 
 def _native_end(communicator: Communicator | None) -> object:

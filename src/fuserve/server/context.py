@@ -32,6 +32,14 @@ class ServerContext:
     workers: Workers
     draining: bool = False
 
+    def num_running(self) -> int:
+        """Completions in the running batch."""
+        return self.engine.stats().num_running
+
+    async def drain(self, grace_s: float) -> None:
+        """Let what runs end; what outlasts ``grace_s`` seconds ends with an error."""
+        await self.engine.drain(grace_s)
+
     def check_model(self, name: str | None) -> None:
         """Raise a 404 unless the request means the model that is served.
 

@@ -8,16 +8,30 @@ import logging
 import socket
 from collections.abc import Callable
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from fuserve.errors import InvalidRequestError
-from fuserve.server.context import ServerContext
 from fuserve.server.logs import log_event
 
 _FLUSH_S = 5
 """For answers that are complete to reach slow readers."""
+
+
+class Drainable(Protocol):
+    """What the server stops: ``draining`` is set first, so that nothing new is taken."""
+
+    draining: bool
+
+    def num_running(self) -> int:
+        """Requests that have not ended."""
+        ...
+
+    async def drain(self, grace_s: float) -> None:
+        """Let what runs end, and end what outlasts ``grace_s`` seconds."""
+        ...
 
 
 class DrainingServer(uvicorn.Server):
@@ -27,7 +41,7 @@ class DrainingServer(uvicorn.Server):
 
     Args:
         config: uvicorn's.
-        context: of the application.
+        served: what is behind the application.
         grace_s: how long running requests may take.
         ready: called when requests are taken.
     """
@@ -35,12 +49,12 @@ class DrainingServer(uvicorn.Server):
     def __init__(
         self,
         config: uvicorn.Config,
-        context: ServerContext,
+        served: Drainable,
         grace_s: float,
         ready: Callable[[], None],
     ) -> None:
         super().__init__(config)
-        self._context = context
+        self._served = served
         self._grace_s = grace_s
         self._ready = ready
         self._drain: asyncio.Task[None] | None = None
@@ -58,36 +72,41 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal. uvicorn would end by the signal, not with 0."""
-        if self._context.draining:
+        if self._served.draining:
             self.force_exit = self.should_exit = True
         else:
-            self._context.draining = True
+            self._served.draining = True
             self._loop.call_soon_threadsafe(self._begin_drain)
 
     def _begin_drain(self) -> None:
         self._drain = asyncio.ensure_future(self._drain_and_exit())
 
     async def _drain_and_exit(self) -> None:
-        running = self._context.engine.stats().num_running
+        running = self._served.num_running()
         log_event(logging.INFO, "draining", num_running=running, grace_s=self._grace_s)
         try:
-            await self._context.engine.drain(self._grace_s)
+            await self._served.drain(self._grace_s)
         finally:
             self.should_exit = True
 
 
 def run_server(
-    app: FastAPI, listener: socket.socket, *, grace_s: float, ready: Callable[[], None]
+    app: ASGIApp,
+    served: Drainable,
+    listener: socket.socket,
+    *,
+    grace_s: float,
+    ready: Callable[[], None],
 ) -> None:
     """Serve until SIGTERM or SIGINT, then drain.
 
     Args:
-        app: made by ``create_app``.
+        app: made by ``create_app``, or the door of replicas.
+        served: what is behind it: the context, or the door itself.
         listener: bound; closed at the end.
         grace_s: how long running requests may take once the server is told to stop.
         ready: called when requests are taken.
     """
-    context: ServerContext = app.state.context
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -97,7 +116,7 @@ def run_server(
         ws="none",
         timeout_graceful_shutdown=_FLUSH_S,
     )
-    server = DrainingServer(config, context, grace_s, ready)
+    server = DrainingServer(config, served, grace_s, ready)
     server.run([listener])
 
 
