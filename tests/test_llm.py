@@ -13,6 +13,7 @@ import fuserve
 from fuserve import LLM, CompletionStream, FuserveError, InvalidRequestError, SamplingParams
 from fuserve.decoder import ExecutorOptions
 from fuserve.errors import CapacityError, RequestFailedError
+from fuserve.parallel.options import ParallelOptions
 from tests.engine.fake_model import ByteCodec, FakeExecutor, Logits, hashed_logits, saying
 
 GREEDY = SamplingParams(temperature=0, max_tokens=50)
@@ -20,7 +21,7 @@ USER = {"role": "user", "content": "hi"}
 
 
 class Loader:
-    """Stands in for load_model; remembers what it was asked and what it gave."""
+    """Stands in for load_parallel; remembers what it was asked and what it gave."""
 
     def __init__(self) -> None:
         self.logits_of: Callable[[Sequence[int]], Logits] = saying("hello")
@@ -29,7 +30,9 @@ class Loader:
         self.options: ExecutorOptions | None = None
         self.num_closed = 0
 
-    def __call__(self, model: str, options: ExecutorOptions, progress: object) -> Any:
+    def __call__(
+        self, model: str, options: ExecutorOptions, parallel: ParallelOptions, progress: object
+    ) -> Any:
         self.options = options
         self.executor = FakeExecutor(logits_of=self.logits_of)
         checkpoint = SimpleNamespace(generation_config=self.generation_config)
@@ -49,7 +52,7 @@ class Loader:
 @pytest.fixture
 def loader(monkeypatch: pytest.MonkeyPatch) -> Loader:
     loader = Loader()
-    monkeypatch.setattr("fuserve.llm.load_model", loader)
+    monkeypatch.setattr("fuserve.llm.load_parallel", loader)
     monkeypatch.setattr("fuserve.llm.load_tokenizer", lambda checkpoint: ByteCodec())
     return loader
 
