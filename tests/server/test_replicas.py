@@ -105,8 +105,8 @@ def test_answers_streams_and_errors_are_those_of_a_single_server(both: Replicas)
     with pytest.raises(openai.NotFoundError) as unknown:
         both.client.completions.create(model="other", prompt="Hi")
     assert unknown.value.code == "model_not_found"
-    for path in ("/v1/models", "/tokenize"):
-        assert httpx2.get(f"{both.url}{path}").status_code in (401, 405)
+    assert httpx2.get(f"{both.url}/v1/models").status_code == 401  # without a key
+    assert httpx2.post(f"{both.url}/tokenize", json={"prompt": "Hi"}).status_code == 401
     with pytest.raises(openai.APIStatusError) as large:
         both.complete("x" * 200_000)
     assert large.value.status_code == 413
