@@ -378,18 +378,25 @@ void FusedDecoder::project(Lane& lane, const RowSplit& split, const PartRows& in
       store_n(target, to_branch ? sum : add(load_n(target, n), sum), n);
   };
   if (model_.exchange == nullptr) return product_rows(lane, split, input, 0, tokens, deliver);
+  // The product of all rows at once reads the weights less often than one for each exchange.
   const int chunk = rows_per_exchange(width);
+  float* sums = tokens <= chunk ? model_.exchange->part() : work_.branch;
+  product_rows(lane, split, input, 0, tokens, [&](int row, int col, int n, F32x16 sum) {
+    float* target = sums + static_cast<std::ptrdiff_t>(row) * width + col;
+    n == 16 ? store16(target, sum) : store_n(target, sum, n);
+  });
   for (int first = 0; first < tokens; first += chunk) {
-    if (first > 0) lane.team.sync(lane.thread);
-    const int last = std::min(first + chunk, tokens);
-    float* part = model_.exchange->part();
-    product_rows(lane, split, input, first, last, [&](int row, int col, int n, F32x16 sum) {
-      float* target = part + static_cast<std::ptrdiff_t>(row - first) * width + col;
-      n == 16 ? store16(target, sum) : store_n(target, sum, n);
-    });
-    const auto count = static_cast<size_t>(last - first) * static_cast<size_t>(width);
+    const int rows = std::min(chunk, tokens - first);
+    if (sums == work_.branch) {
+      lane.team.sync(lane.thread);
+      lane.team.for_each(lane.thread, rows, [&](int row) {
+        std::copy_n(sums + static_cast<std::ptrdiff_t>(first + row) * width, width,
+                    model_.exchange->part() + static_cast<std::ptrdiff_t>(row) * width);
+      });
+    }
+    const auto count = static_cast<size_t>(rows) * static_cast<size_t>(width);
     if (!meet(lane, [&](Exchange& exchange) { exchange.sum(count); })) return;
-    add_ranks(lane, last - first,
+    add_ranks(lane, rows,
               [&](int row, int col, int n, F32x16 sum) { deliver(first + row, col, n, sum); });
   }
 }

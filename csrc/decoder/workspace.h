@@ -59,8 +59,9 @@ struct ThreadMemory {
 };
 
 struct Workspace {
-  float* hidden = nullptr;             // [tokens, hidden]
-  float* branch = nullptr;             // [tokens, hidden]: a half-layer's output before its norm
+  float* hidden = nullptr;  // [tokens, hidden]
+  // [tokens, hidden]: a half-layer's output before its norm, or this rank's part of it
+  float* branch = nullptr;
   float* queries = nullptr;            // [tokens, heads, padded head dim]
   float* attention = nullptr;          // [tokens, heads * head dim]
   std::vector<float*> cosines, sines;  // for each rope: [tokens, dim / 2]
