@@ -2,46 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import combinations, pairwise
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fuserve.architectures import tensor_shapes
 from fuserve.decoder.load import part_bytes
 from fuserve.decoder.options import ExecutorOptions
 from fuserve.decoder.shard import Shard
-from fuserve.planning.layout import CutModel, balanced, cuts_evenly
+from fuserve.planning.layout import CutModel, cuts_evenly
 from fuserve.planning.model import ConfigWeights
 from tests.planning.shapes import LLAMA, OPT_175B
-
-
-@given(
-    layers=st.lists(st.integers(1, 50), min_size=1, max_size=8),
-    first=st.integers(0, 60),
-    last=st.integers(0, 60),
-    data=st.data(),
-)
-def test_no_cut_into_stages_has_a_lighter_heaviest_stage(
-    layers: list[int], first: int, last: int, data: st.DataObject
-) -> None:
-    num_stages = data.draw(st.integers(1, len(layers)))
-    counts = balanced(layers, first, last, num_stages)
-    assert sum(counts) == len(layers)
-    assert min(counts) >= 1
-
-    def heaviest(cuts: tuple[int, ...]) -> int:
-        edges = [0, *cuts, len(layers)]
-        weights = [sum(layers[start:stop]) for start, stop in pairwise(edges)]
-        weights[0] += first
-        weights[-1] += last
-        return max(weights)
-
-    cuts = tuple(sum(counts[:stage]) for stage in range(1, num_stages))
-    every = combinations(range(1, len(layers)), num_stages - 1)
-    assert heaviest(cuts) == min(map(heaviest, every))
-
 
 OPTIONS = [
     ExecutorOptions(),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from itertools import accumulate
 
 from fuserve.errors import InvalidRequestError
+
+_HALVINGS = 52  # to the last bit of what is searched
 
 
 def balanced_stages(layer_costs: Sequence[float], num_stages: int) -> tuple[range, ...]:
@@ -25,19 +25,30 @@ def balanced_stages(layer_costs: Sequence[float], num_stages: int) -> tuple[rang
         raise InvalidRequestError(
             f"pipeline_parallel_size {num_stages} is more than the model's {num_layers} layers"
         )
-    before = [0.0, *accumulate(layer_costs)]
+    low, high = max(layer_costs), sum(layer_costs)
+    stages = _filled(layer_costs, num_stages, high)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        lighter = _filled(layer_costs, num_stages, middle)
+        if lighter is None:
+            low = middle
+        else:
+            stages, high = lighter, middle
+    assert stages is not None, "one stage's worth of room holds everything"
+    return stages
 
-    @cache
-    def best(end: int, stages: int) -> tuple[float, tuple[int, ...]]:
-        """The heaviest stage, and where stages begin, of layers up to ``end``."""
-        if stages == 1:
-            return before[end], (0,)
-        options = []
-        for start in range(stages - 1, end):
-            heaviest, starts = best(start, stages - 1)
-            options.append((max(heaviest, before[end] - before[start]), (*starts, start)))
-        return min(options)
 
-    _, starts = best(num_layers, num_stages)
-    ends = (*starts[1:], num_layers)
-    return tuple(range(start, end) for start, end in zip(starts, ends, strict=True))
+def _filled(layer_costs: Sequence[float], num_stages: int, most: float) -> tuple[range, ...] | None:
+    """Stages that are filled up to ``most`` in turn; None if the last one overflows."""
+    stages = []
+    start = 0
+    for later in reversed(range(num_stages)):
+        cost, stop = layer_costs[start], start + 1
+        while stop < len(layer_costs) - later and cost + layer_costs[stop] <= most:
+            cost += layer_costs[stop]
+            stop += 1
+        if cost > most:
+            return None
+        stages.append(range(start, stop))
+        start = stop
+    return tuple(stages) if start == len(layer_costs) else None

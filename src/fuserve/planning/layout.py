@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from itertools import accumulate, chain, pairwise
+from itertools import chain
 from math import prod
 
 from fuserve.architectures import DecoderSpec
@@ -17,6 +17,7 @@ from fuserve.decoder.storage_plan import PlannedTensor, plan_storage
 from fuserve.decoder.weights import DecoderWeights
 from fuserve.errors import InvalidRequestError
 from fuserve.kernels.linear import Storage
+from fuserve.parallel.balance import balanced_stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +118,12 @@ class CutModel:
         first, last = self._first_bytes, self._last_bytes
         if num_stages > 1:
             last += self._tied_bytes
-        counts = balanced(self._layer_bytes, first, last, num_stages)
+        costs = list(self._layer_bytes)
+        costs[0] += first
+        costs[-1] += last
         found = []
-        for index, (start, stop) in enumerate(pairwise(accumulate(counts, initial=0))):
+        for index, layers in enumerate(balanced_stages(costs, num_stages)):
+            start, stop = layers.start, layers.stop
             is_first, is_last = index == 0, index == num_stages - 1
             ends = (first if is_first else 0) + (last if is_last else 0)
             found.append(
@@ -164,48 +168,6 @@ def _joined(products: Iterable[Products]) -> tuple[Products, ...]:
             )
         )
     return tuple(sums.values())
-
-
-def balanced(layers: Sequence[int], first: int, last: int, num_stages: int) -> list[int]:
-    """How many layers each stage gets, so that the heaviest stage is as light as can be.
-
-    Args:
-        layers: bytes of each layer, in order.
-        first: bytes that stand before them on the first stage.
-        last: bytes that stand behind them on the last stage.
-        num_stages: at most as many as there are layers.
-    """
-    low, high = 0, first + sum(layers) + last
-    while low < high:  # the least that a stage must be able to hold
-        middle = (low + high) // 2
-        if _filled(layers, first, last, num_stages, middle) is None:
-            low = middle + 1
-        else:
-            high = middle
-    counts = _filled(layers, first, last, num_stages, low)
-    assert counts is not None, "one stage's worth of room holds everything"
-    return counts
-
-
-def _filled(
-    layers: Sequence[int], first: int, last: int, num_stages: int, most: int
-) -> list[int] | None:
-    """Layers of each stage if each is filled up to ``most`` in turn; None if the last overflows."""
-    counts, start, held = [], 0, first
-    for stage in range(1, num_stages):
-        stop = start
-        while stop < len(layers) - (num_stages - stage) and (
-            stop == start or held + layers[stop] <= most
-        ):
-            held += layers[stop]
-            stop += 1
-        if held > most:
-            return None
-        counts.append(stop - start)
-        start, held = stop, 0
-    if held + sum(layers[start:]) + last > most:
-        return None
-    return [*counts, len(layers) - start]
 
 
 def _bytes(tensors: Iterable[PlannedTensor]) -> int:
