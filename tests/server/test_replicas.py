@@ -29,10 +29,7 @@ FLAGS = ("--replicas", "2", "--threads", "1", "--api-key", KEY, "--max-body-mb",
 class Replicas:
     url: str
     process: psutil.Process
-
-    @property
-    def client(self) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=KEY, timeout=WAIT_S, max_retries=0)
+    client: OpenAI
 
     def complete(self, prompt: str, **options: Any) -> Any:
         options = {"max_tokens": 4, "temperature": 0} | options
@@ -75,7 +72,8 @@ def replicas() -> Iterator[Replicas]:
             assert line is not None, "it does not start"
             threading.Thread(target=process.stderr.read, daemon=True).start()
             url = line.split(" is served at ")[1].split("/v1")[0]
-            yield Replicas(url, psutil.Process(process.pid))
+            with OpenAI(base_url=f"{url}/v1", api_key=KEY, timeout=WAIT_S, max_retries=0) as client:
+                yield Replicas(url, psutil.Process(process.pid), client)
             started = psutil.Process(process.pid).children(recursive=True)
             assert len(started) > 3
             process.send_signal(signal.SIGTERM)
@@ -165,6 +163,7 @@ def test_requests_go_on_when_a_replica_is_killed(both: Replicas) -> None:
             ends.append(last.choices[0].finish_reason)
         except openai.APIError as error:
             ends.append(error.code)
+        stream.close()
     assert sorted(ends) == ["length", "unavailable"]  # one had begun on the replica that died
     assert both.complete("Now").choices
 
