@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fuserve.cli.plan import parse_bytes, parse_rate, parse_seconds
+from fuserve.cli.quantities import parse_bytes, parse_rate, parse_seconds
 from fuserve.errors import InvalidRequestError
 from tests.cli.conftest import Run, RunJson
 from tests.planning.shapes import CONFIGS

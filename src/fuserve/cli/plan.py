@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json as json_format
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fuserve.cli.flags import MODEL_HELP, Debug, Json
-from fuserve.cli.output import human_bytes, note, print_facts, print_json, print_table
+from fuserve.cli.output import note, print_json
+from fuserve.cli.plan_answer import PlanAnswer
+from fuserve.cli.quantities import parse_bytes, parse_rate, parse_seconds
 from fuserve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from fuserve.architectures import DecoderSpec
-    from fuserve.planning import Candidate, Machine, Network, Plan, Wish, Workload
-
-_SHOWN = 10
-_BYTE_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_SECOND_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+    from fuserve.planning import Machine
 
 
 def plan(
@@ -124,61 +121,11 @@ def plan(
     schemes = schemes_of(weights, quantization, group_size, quantize_embeddings, kv_cache_dtype)
     ceilings = _machine(machine, threads)
     found = make_plan(weights, schemes, ceilings, network, work, wish)
+    answer = PlanAnswer(model, spec, found, ceilings, network, work, wish)
     if json:
-        print_json(_report(model, spec, found, ceilings, network, work, wish))
+        print_json(answer.report())
     else:
-        _print(model, spec, found, ceilings, network, work, wish)
-
-
-def parse_bytes(option: str, text: str) -> int:
-    """``16GB`` -> 16 000 000 000; units are decimal, ``GiB`` is binary.
-
-    Raises:
-        InvalidRequestError: it is no size.
-    """
-    match = re.fullmatch(r"\s*([\d.]+)\s*([kKmMgGtT]?)(i?)[bB]?\s*", text)
-    value = _number(match[1]) if match else None
-    if match is None or value is None:
-        raise InvalidRequestError(f"{option} is {text!r}; it must be a size, such as 16GB.")
-    unit = match[2].lower()
-    scale = 1 << 10 * "kmgt".index(unit) + 10 if match[3] and unit else _BYTE_UNITS[unit]
-    return round(value * scale)
-
-
-def parse_rate(option: str, text: str) -> float:
-    """``10Gbit/s`` or ``1.25GB/s`` -> bytes a second.
-
-    Raises:
-        InvalidRequestError: it is no rate.
-    """
-    match = re.fullmatch(r"\s*([\d.]+)\s*([kKmMgGtT]?)(bit|bps|B)(/s|ps)?\s*", text)
-    value = _number(match[1]) if match else None
-    if match is None or value is None:
-        raise InvalidRequestError(
-            f"{option} is {text!r}; it must be a rate, such as 10Gbit/s or 1.25GB/s."
-        )
-    return value * _BYTE_UNITS[match[2].lower()] / (1 if match[3] == "B" else 8)
-
-
-def parse_seconds(option: str, text: str) -> float:
-    """``50us`` -> 5e-5.
-
-    Raises:
-        InvalidRequestError: it is no time.
-    """
-    match = re.fullmatch(r"\s*([\d.]+)\s*(s|ms|us|ns)\s*", text)
-    value = _number(match[1]) if match else None
-    if match is None or value is None:
-        raise InvalidRequestError(f"{option} is {text!r}; it must be a time, such as 50us.")
-    return value * _SECOND_UNITS[match[2]]
-
-
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if value > 0 else None
+        answer.show()
 
 
 def _model_len(spec: DecoderSpec, wanted: int | None, needed: int) -> int:
@@ -214,138 +161,3 @@ def _machine(file: Path | None, threads: int | None) -> Machine:
     if not isinstance(report, dict):
         raise InvalidRequestError(f"--machine {file}: expected a JSON object")
     return Machine.from_report(report)
-
-
-def _report(
-    model: str,
-    spec: DecoderSpec,
-    found: Plan,
-    machine: Machine,
-    network: Network,
-    work: Workload,
-    wish: Wish,
-) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from fuserve.architectures import num_parameters
-
-    return {
-        "model": model,
-        "parameters": num_parameters(spec),
-        "machine": asdict(machine),
-        "network": asdict(network),
-        "workload": asdict(work),
-        "hosts": wish.hosts,
-        "memory_bytes": wish.memory_bytes,
-        "schemes": {name: asdict(fit) for name, fit in found.fits.items()},
-        "candidates": [_candidate(one) for one in found.candidates],
-    }
-
-
-def _candidate(one: Candidate) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {
-        "scheme": one.scheme,
-        "tensor_parallel": one.layout.tensor,
-        "pipeline_parallel": one.layout.pipeline,
-        "replicas": one.replicas,
-        "tokens_per_s": one.tokens_per_s,
-        "speed": asdict(one.speed),
-        "stages": [
-            {"num_layers": stage.num_layers, "memory": asdict(memory) | {"total": memory.total}}
-            for stage, memory in zip(one.stages, one.memory, strict=True)
-        ],
-    }
-
-
-def _print(
-    model: str,
-    spec: DecoderSpec,
-    found: Plan,
-    machine: Machine,
-    network: Network,
-    work: Workload,
-    wish: Wish,
-) -> None:
-    from fuserve.architectures import num_parameters
-
-    print_facts(
-        model,
-        {
-            "model": f"{spec.family}: {num_parameters(spec) / 1e9:.4g} G parameters, "
-            f"{spec.num_layers} layers, hidden {spec.hidden_size}",
-            "hosts": f"{wish.hosts} x {human_bytes(wish.memory_bytes)}, a rank on each",
-            "each host": f"{machine.num_threads} threads read "
-            f"{human_bytes(machine.read_bytes_per_s)}/s and do "
-            f"{machine.fp32_flop_per_s / 1e9:.0f} GFLOP/s fp32, "
-            f"{machine.int8_op_per_s / 1e9:.0f} GOP/s int8, "
-            f"{machine.int4_op_per_s / 1e9:.0f} GOP/s int4",
-            "network": f"{human_bytes(network.bytes_per_s)}/s one way, "
-            f"{network.latency_s * 1e6:.4g} us",
-            "memory is for": f"{work.max_num_seqs} sequences of {work.max_model_len} tokens, steps "
-            f"of {work.max_num_batched_tokens}",
-            "speeds are of": f"a prompt of {work.prompt_tokens} tokens, and decoding at a context "
-            f"of {work.decode_context}",
-            "weights": ", ".join(
-                f"{name} {human_bytes(fit.weight_bytes)} "
-                + (f"(from {fit.min_hosts} hosts on)" if fit.min_hosts else "(never fits)")
-                for name, fit in found.fits.items()
-            ),
-        },
-    )
-    print_table(
-        "",
-        [
-            *("scheme", "TP", "PP", "copies", "memory", "prefill", "decode, 1"),
-            *(f"decode, {work.max_num_seqs}", "all copies"),
-        ],
-        [_row(one) for one in found.candidates[:_SHOWN]],
-    )
-    hidden = len(found.candidates) - _SHOWN
-    print(
-        "Tokens/s; memory of the fullest rank."
-        + (f" {hidden} slower splits fit too (--json has them)." if hidden > 0 else "")
-    )
-    quickest = max(found.candidates, key=lambda one: one.speed.decode_one)
-    print(
-        f"One stream is fastest with {quickest.scheme}, TP {quickest.layout.tensor} x PP "
-        f"{quickest.layout.pipeline}: {quickest.speed.decode_one:.4g} tokens/s."
-    )
-    _print_arithmetic(found.candidates[0])
-
-
-def _row(one: Candidate) -> list[str]:
-    return [
-        one.scheme,
-        str(one.layout.tensor),
-        str(one.layout.pipeline),
-        str(one.replicas),
-        human_bytes(max(memory.total for memory in one.memory)),
-        f"{one.speed.prefill_one:.4g}",
-        f"{one.speed.decode_one:.4g}",
-        f"{one.speed.decode_many:.4g}",
-        f"{one.tokens_per_s:.4g}",
-    ]
-
-
-def _print_arithmetic(one: Candidate) -> None:
-    """How the figures of the first line came about, of the stages that differ."""
-    print(f"\nThe first line: {one.scheme}, TP {one.layout.tensor} x PP {one.layout.pipeline}.")
-    fullest = max(range(len(one.memory)), key=lambda index: one.memory[index].total)
-    memory = one.memory[fullest]
-    print(
-        f"Memory of a rank of stage {fullest + 1} ({one.stages[fullest].num_layers} layers): "
-        f"weights {human_bytes(memory.weights)} + KV cache {human_bytes(memory.kv_cache)} + "
-        f"activations {human_bytes(memory.activations)} + process {human_bytes(memory.process)} = "
-        f"{human_bytes(memory.total)}"
-    )
-    for name, stages in one.speed.steps.items():
-        times = [sum(term.seconds for term in terms) for terms in stages]
-        slowest = times.index(max(times))
-        which = f", slowest stage ({slowest + 1} of {len(stages)})" if len(stages) > 1 else ""
-        print(f"{name}{which}: {times[slowest] * 1e3:.4g} ms")
-        for term in stages[slowest]:
-            print(f"  {term.seconds * 1e3:>9.4g} ms  {term.name}: {term.formula}")
-    for line in one.speed.sums:
-        print(line)
