@@ -27,6 +27,12 @@ def test_a_model_that_is_not_there_is_one_line(run: Run) -> None:
     assert result.stderr.count("\n") == 1
 
 
+def test_replicas_of_several_processes_are_refused(run: Run) -> None:
+    result = run("serve", "--model", "demo", "--port", "0", "--replicas", "2", "-tp", "2")
+    assert result.exit_code == 2
+    assert "either --replicas or the parallel sizes" in result.stderr
+
+
 def test_help_lists_vllms_flags(run: Run) -> None:
     text = run("serve", "--help").stdout
     for flag in ("--host", "--port", "--api-key", "--served-model-name", "--max-num-seqs"):

@@ -171,8 +171,12 @@ def serve(
     server_modules()
     from fuserve.server.build import ServeSettings
     from fuserve.server.lifecycle import listen
-    from fuserve.server.logs import configure_logging
 
+    has_replicas = replication.replicas > 1 or replication.ray_address is not None
+    if has_replicas and parallel.options().num_ranks > 1:
+        raise InvalidRequestError(
+            "a replica is one process: give either --replicas or the parallel sizes"
+        )
     settings = ServeSettings(
         model,
         flags.executor_options(),
@@ -192,12 +196,7 @@ def serve(
         def ready() -> None:
             _announce(url, settings.names[0], bool(settings.config.api_keys))
 
-        configure_logging(server.log_level)
-        if replication.replicas > 1 or replication.ray_address is not None:
-            if parallel.options().num_ranks > 1:
-                raise InvalidRequestError(
-                    "a replica is one process: give either --replicas or the parallel sizes"
-                )
+        if has_replicas:
             _serve_replicas(settings, replication, listener, server.grace_period, ready)
         else:
             _serve_one(settings, parallel.options(), listener, server.grace_period, ready)
@@ -214,11 +213,13 @@ def _serve_one(
     from fuserve.parallel.loading import load_parallel
     from fuserve.server.build import build_app
     from fuserve.server.lifecycle import run_server
+    from fuserve.server.logs import configure_logging
 
     with WorkProgress() as progress:
         loaded = load_parallel(settings.model, settings.options, parallel, progress.update)
     try:
         app = build_app(loaded, settings)
+        configure_logging(settings.log_level)
         run_server(app, app.state.context, listener, grace_s=grace_s, ready=ready)
     finally:
         loaded.close()
@@ -234,12 +235,14 @@ def _serve_replicas(
     """Engines in processes of Ray's, and the door to them in this one."""
     from fuserve.checkpoints.find import find_model
     from fuserve.server.lifecycle import run_server
+    from fuserve.server.logs import configure_logging
     from fuserve.server.replicas.start import replicas
 
     if replication.ray_address is None and settings.options.load_format != "dummy":
         find_model(settings.model)  # tells what is wrong before processes are started
     note(f"starting {replication.replicas} replicas ...")
     with replicas(settings, replication.replicas, replication.ray_address) as door:
+        configure_logging(settings.log_level)
         run_server(door, door, listener, grace_s=grace_s, ready=ready)
 
 
