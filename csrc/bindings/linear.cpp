@@ -25,7 +25,6 @@ LinearShape checked_shape(int format, int rows, int cols, int group, int row_gro
           "rows must be a multiple of row_group");
   LinearShape shape;
   shape.format = static_cast<WeightFormat>(format);
-  require(!is_q4(shape.format) || group != 0, "int4 weights need a group of 32, 64 or 128");
   require(shape.format != WeightFormat::q8_channel || (group == 0 && cols <= kMostChannelCols),
           "int8 with one scale a row has no groups, and at most 65536 columns");
   shape.rows = rows;
@@ -110,7 +109,7 @@ void bind_linear(nb::module_& m) {
          Array<const std::uint8_t, 2> codes, Array<const float, 2> scales,
          std::optional<Array<const float, 2>> minimums, Array<std::uint8_t, 1> packed) {
         const auto rows = static_cast<size_t>(shape.rows);
-        const auto groups = static_cast<size_t>(shape.groups());
+        const auto groups = static_cast<size_t>(shape.scales());
         require(is_integer(shape.format), "codes need an integer format");
         require(codes.shape(0) == rows && codes.shape(1) == static_cast<size_t>(shape.cols),
                 "codes must be [rows, cols]");

@@ -7,6 +7,8 @@
 //                    minimums), then for each block of 32 features, for each four features
 //                    (q4: eight), for each row: its four bytes. A q4 byte holds feature k+i in its
 //                    low and feature k+4+i in its high nibble.
+//                    One scale for all features of a row stands once in q8; in q4 it is repeated
+//                    every 128 features, so that the kernels know no other groups there.
 //   q8_channel       16 f32 scales, then as q8, but each byte is q + 128
 // q8 value = scale * q; q4 symmetric = scale * (q - 8); q4 asymmetric = scale * q + minimum.
 #pragma once
@@ -27,7 +29,8 @@ enum class WeightFormat : int {
 };
 
 inline constexpr int kTileRows = 16;
-inline constexpr int kBlockCols = 32;  // features that share an activation scale
+inline constexpr int kBlockCols = 32;    // features that share an activation scale
+inline constexpr int kRepeatBlocks = 4;  // after so many blocks q4 repeats a whole row's scale
 
 constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 constexpr int round_up(int a, int b) { return ceil_div(a, b) * b; }
@@ -71,7 +74,13 @@ struct LinearShape {
   int tiles_per_group() const { return ceil_div(rows_per_group(), kTileRows); }
   int tiles() const { return rows / rows_per_group() * tiles_per_group(); }
   int blocks() const { return ceil_div(cols, kBlockCols); }
-  int blocks_per_group() const { return group ? group / kBlockCols : blocks(); }
+  int blocks_per_group() const {
+    if (group != 0) return group / kBlockCols;
+    return is_q4(format) ? kRepeatBlocks : blocks();
+  }
+  // Scales of a row as quantizers give them.
+  int scales() const { return group ? groups() : 1; }
+  // As they are packed.
   int groups() const { return ceil_div(blocks(), blocks_per_group()); }
 
   size_t tile_bytes() const {

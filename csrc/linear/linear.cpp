@@ -108,7 +108,7 @@ void integer_tiles(const PackedLinear& w, const Rows& x, int first_row, int last
                    float* out, std::ptrdiff_t out_stride) {
   const int passes = ceil_div(last_row - first_row, kIntegerTokens);
   // One scale for all features leaves no place to cut, a single pass no reason to.
-  const bool whole = passes == 1 || w.group == 0;
+  const bool whole = passes == 1 || w.groups() == 1;
   const int chunk = whole ? w.blocks() : kChunkBlocks;
   Fetch fetch{whole ? R * static_cast<std::ptrdiff_t>(w.tile_bytes()) : w.block_offset(chunk), 0,
               passes};

@@ -84,6 +84,13 @@ float quantize_channel(const float* x, int count, std::uint8_t* codes) {
   return scale;
 }
 
+// A whole row's scale, to where the packed layout has it again.
+void repeat_scales(const LinearShape& shape, QuantizedRow& row) {
+  if (shape.group != 0) return;
+  std::fill(row.scales.begin(), row.scales.end(), row.scales.front());
+  std::fill(row.minimums.begin(), row.minimums.end(), row.minimums.front());
+}
+
 void quantize(const LinearShape& shape, const PackSource& source, int row, float* values,
               QuantizedRow& out) {
   read_row(source, row, shape.cols, values);
@@ -91,13 +98,14 @@ void quantize(const LinearShape& shape, const PackSource& source, int row, float
     out.channel_scale = quantize_channel(values, shape.cols, out.codes.data());
     return;
   }
-  const int group_cols = shape.blocks_per_group() * kBlockCols;
-  for (int g = 0; g < shape.groups(); ++g) {
+  const int group_cols = shape.group ? shape.group : shape.cols;
+  for (int g = 0; g < shape.scales(); ++g) {
     const int first = g * group_cols, count = std::min(group_cols, shape.cols - first);
     const auto i = static_cast<size_t>(g);
     quantize_group(values + first, count, shape.format, out.scales[i], out.minimums[i],
                    out.codes.data() + first);
   }
+  repeat_scales(shape, out);
 }
 
 void take_codes(const LinearShape& shape, const PackSource& source, int row, QuantizedRow& out) {
@@ -109,12 +117,13 @@ void take_codes(const LinearShape& shape, const PackSource& source, int row, Qua
     for (int k = 0; k < shape.cols; ++k) out.codes[static_cast<size_t>(k)] ^= 0x80;
     return;
   }
-  const auto groups = static_cast<std::ptrdiff_t>(shape.groups());
+  const auto groups = static_cast<std::ptrdiff_t>(shape.scales());
   for (std::ptrdiff_t g = 0; g < groups; ++g) {
     const auto i = static_cast<size_t>(g);
     out.scales[i] = to_half(source.scales[row * groups + g]);
     if (source.minimums != nullptr) out.minimums[i] = to_half(source.minimums[row * groups + g]);
   }
+  repeat_scales(shape, out);
 }
 
 void clear(QuantizedRow& row) {

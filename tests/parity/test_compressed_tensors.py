@@ -90,6 +90,14 @@ def test_transformers_loads_weight_only_schemes_to_the_same_logits(
     assert error(our_logits(folder), transformers_logits(folder, dequantize=not symmetric)) < 1e-4
 
 
+@pytest.mark.parametrize(("scheme", "symmetric"), (("int4", True), ("int4", False), ("gptq", True)))
+def test_transformers_loads_one_scale_per_channel_to_the_same_logits(
+    scheme: str, symmetric: bool, quantize: Quantize
+) -> None:
+    folder = quantize(scheme, group_size=0, symmetric=symmetric)
+    assert error(our_logits(folder), transformers_logits(folder, dequantize=not symmetric)) < 1e-4
+
+
 def test_transformers_loads_mixed_schemes_to_the_same_logits(quantize: Quantize) -> None:
     folder = quantize(
         "gptq",

@@ -38,8 +38,8 @@ def test_llm_int8_keeps_outliers_from_six_up() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     (
-        ({"weight_bits": 4, "group_size": 0}, "group_size 0 is not supported for int4"),
-        ({"weight_bits": 8, "group_size": 48}, "choose one of 0, 32, 64, 128"),
+        ({"weight_bits": 4, "group_size": 16}, "group_size 16 is not supported"),
+        ({"weight_bits": 8, "group_size": 48}, "choose one of 32, 64, 128, or 0 for"),
         ({"weight_bits": 4, "group_size": 32, "activations": "token"}, "need symmetric int8"),
         ({"weight_bits": 8, "group_size": 32, "activations": "tensor"}, "need symmetric int8"),
         ({"weight_bits": 8, "outlier_threshold": 6.0}, "quantized per token"),

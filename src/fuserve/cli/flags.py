@@ -93,7 +93,7 @@ class ModelFlags:
     ] = None
     group_size: Annotated[
         int | None,
-        _model("--group-size", help="Inputs that share a scale: 32, 64, 128; 0 is per channel."),
+        _model("--group-size", help="Inputs sharing a scale: 32, 64, 128; 0: per channel."),
     ] = None
     symmetric: Annotated[bool, _model("--symmetric", help="int4 without zero points.")] = False
     quantize_embeddings: Annotated[

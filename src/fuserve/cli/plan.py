@@ -52,7 +52,8 @@ def plan(
         ),
     ] = None,
     group_size: Annotated[
-        int | None, typer.Option("--group-size", help="Inputs that share a scale: 32, 64, 128.")
+        int | None,
+        typer.Option("--group-size", help="Inputs sharing a scale: 32, 64, 128; 0: per channel."),
     ] = None,
     quantize_embeddings: Annotated[
         bool,

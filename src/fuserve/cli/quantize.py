@@ -71,7 +71,7 @@ def quantize(
     flags: CalibrationFlags,
     group_size: Annotated[
         int | None,
-        typer.Option("--group-size", help="Inputs that share a scale: 32, 64, 128; int8 also 0."),
+        typer.Option("--group-size", help="Inputs sharing a scale: 32, 64, 128; 0: per channel."),
     ] = None,
     symmetric: Annotated[
         bool | None,

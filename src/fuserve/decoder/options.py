@@ -37,7 +37,7 @@ class ExecutorOptions:
             "int4" round the weights; "w8a8" also the activations, one scale per token, and
             "llm-int8" does so but for outliers (arXiv 2208.07339).
         group_size: input features that share a scale, 32, 64 or 128; 0 is one scale per output
-            channel (int8 only); None takes the scheme's default.
+            channel; None takes the scheme's default.
         symmetric: int4 without zero points.
         quantize_embeddings: quantize the embedding and the head with the same scheme.
         quantize_layers: exceptions, ``PATTERN=SCHEME`` such as ``layers.1.down=int8`` or

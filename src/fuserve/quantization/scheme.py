@@ -22,7 +22,7 @@ class QuantScheme:
 
     Attributes:
         weight_bits: 8 or 4.
-        group_size: input features that share a scale; 0, for int8 only, is one scale per channel.
+        group_size: input features that share a scale; 0 is one scale per channel.
         symmetric: weights without zero points.
         activations: "float" computes in fp32 from the rounded weights; "block" rounds activations
             to int8 per token and block of 32 features; "token" to int8 with one scale per token
@@ -41,11 +41,10 @@ class QuantScheme:
     outlier_threshold: float | None = None
 
     def __post_init__(self) -> None:
-        allowed = GROUP_SIZES if self.weight_bits == 4 else (0, *GROUP_SIZES)
-        if self.group_size not in allowed:
+        if self.group_size not in (0, *GROUP_SIZES):
             raise InvalidRequestError(
-                f"group_size {self.group_size} is not supported for int{self.weight_bits}; "
-                f"choose one of {', '.join(map(str, allowed))}"
+                f"group_size {self.group_size} is not supported; choose one of "
+                f"{', '.join(map(str, GROUP_SIZES))}, or 0 for one scale per channel"
             )
         whole_rows = self.weight_bits == 8 and self.group_size == 0 and self.symmetric
         if self.activations in ("token", "tensor") and not whole_rows:

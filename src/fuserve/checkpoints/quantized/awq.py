@@ -58,7 +58,7 @@ def _layer(folder: SafetensorsFolder, module: str, group_size: int, has_zeros: b
     if len(shape) != 2:
         refuse(folder, part("qweight"), f"has shape {list(shape)}, expected two dimensions.")
     cols, rows = shape[0], shape[1] * 8
-    groups = grouping(folder, module, group_size, cols, 4)
+    groups = grouping(folder, module, group_size, cols)
     require(folder, part("qweight"), ("I32",), shape)
     require(folder, part("scales"), FLOATS, (groups.num_stored, rows))
     parts = [part("qweight"), part("scales")]

@@ -85,7 +85,7 @@ class _Reader:
         """Check the parts against each other, as far as headers tell."""
         rows, cols = self._shape()
         group = self.group
-        groups = grouping(self.folder, self.module, group.group_size, cols, group.bits)
+        groups = grouping(self.folder, self.module, group.group_size, cols)
         parts = ["weight_packed", "weight_shape"] if self.has("weight_packed") else ["weight"]
         scales: tuple[int, ...] = (rows, groups.num_stored)
         if group.strategy == "tensor":

@@ -68,7 +68,7 @@ def _layer(
     if len(shape) != 2:
         refuse(folder, part("qweight"), f"has shape {list(shape)}, expected two dimensions.")
     cols, rows = shape[0] * 32 // bits, shape[1]
-    groups = grouping(folder, module, group_size, cols, bits)
+    groups = grouping(folder, module, group_size, cols)
     stored = groups.num_stored
     require(folder, part("qweight"), ("I32",), shape)
     require(folder, part("qzeros"), ("I32",), (stored, -(-rows * bits // 32)))

@@ -109,18 +109,16 @@ class Grouping:
         return np.repeat(per_group, self.repeat, axis=1)[:, : self.num_groups]
 
 
-def grouping(
-    folder: SafetensorsFolder, module: str, group_size: int, cols: int, bits: int
-) -> Grouping:
+def grouping(folder: SafetensorsFolder, module: str, group_size: int, cols: int) -> Grouping:
     """How the groups of a layer are computed; ``group_size`` at most 0 is a scale per channel.
 
     Raises:
         UnsupportedModelError: groups that are no multiple of 32 features.
     """
-    stored = group_size if 0 < group_size < cols else -(-cols // 128) * 128
-    num_stored = -(-cols // stored)
-    if num_stored == 1 and bits == 8:
+    if not 0 < group_size < cols:
         return Grouping(1, 0, 1, 1)
+    stored = group_size
+    num_stored = -(-cols // stored)
     ours = next((size for size in reversed(GROUP_SIZES) if stored % size == 0), None)
     if ours is None:
         raise UnsupportedModelError(
