@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -95,8 +95,10 @@ class TorchStart:
         self._has_started = True
         shard = _Shard(self._checkpoint, self._weights, self._assignment, self.plan, self._control)
         own, reports = shard.load(progress)
+        resources = ExitStack()
+        resources.callback(own.close)
         links = TorchLinks(self._assignment.layout, self._assignment.sizes, self._control)
-        return RunningRanks(TorchGroup(self._control, on_failure), links, own, reports)
+        return RunningRanks(TorchGroup(self._control, on_failure), links, own, reports, resources)
 
 
 class TorchGroup:
