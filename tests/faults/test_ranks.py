@@ -113,10 +113,12 @@ def test_a_worker_killed_under_load_again_and_again_is_back_each_time(
         until(lambda: resources()["threads"] <= alive["threads"], "threads leak")
         now = resources()
         assert now["descriptors"] <= alive["descriptors"] + len(load._threads) + 20
-        assert now["segments"] == alive["segments"] and now["shm"] == alive["shm"]
+        for what in ("segments", "shm", "ports"):
+            assert now[what] == alive[what]
+        assert len(now["ports"]) == len(before["ports"]) + 1  # the server's own
         assert len(psutil.Process().children()) == 1
     after = resources()
-    for what in ("children", "segments", "shm"):
+    for what in ("children", "segments", "shm", "ports"):
         assert after[what] == before[what]
 
 
