@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -152,13 +153,13 @@ def _peak_rss_bytes(loaded: LoadedModel) -> list[int]:
     executor = loaded.executor
     others = executor.process_ids if isinstance(executor, GroupExecutor) else []
     if Path("/proc/self/status").exists():
-        return [_high_water_bytes(process) for process in ("self", *others)]
+        return [_high_water_bytes(process) for process in (os.getpid(), *others)]
     import resource
 
     return [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
 
 
-def _high_water_bytes(process: int | str) -> int:
+def _high_water_bytes(process: int) -> int:
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
