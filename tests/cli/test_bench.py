@@ -58,6 +58,16 @@ def test_a_shape_is_measured_without_a_file(run_json: RunJson, config: str) -> N
     assert one["bandwidth_fraction"] == pytest.approx(expected)
 
 
+def test_the_memory_of_ranks_is_added_up(run_json: RunJson, run: Run, config: str) -> None:
+    command = ["bench", "latency", "--model", config, "--load-format", "dummy", "--batch", "1"]
+    command += ["--pipeline-parallel-size", "2", *SIZES]
+    report = run_json(*command)
+    peaks = report["peak_rss_bytes_of_ranks"]
+    assert len(peaks) == 2 and min(peaks) > 10e6  # an interpreter
+    assert report["peak_rss_bytes"] == sum(peaks)
+    assert "in 2 processes" in " ".join(run(*command).stdout.split())
+
+
 def test_a_table_is_printed_for_people(run: Run, config: str) -> None:
     result = run(
         *["bench", "latency", "--model", config, "--load-format", "dummy", "--batch", "2", *SIZES]

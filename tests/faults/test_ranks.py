@@ -20,8 +20,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from fuserve.engine.backoff import Backoff
-from fuserve.errors import RankFailedError
-from fuserve.parallel import rank_process
+from fuserve.errors import CapacityError, RankFailedError
+from fuserve.parallel import local_start, rank_process
 from fuserve.parallel.group_executor import GroupExecutor
 from tests.engine.fake_model import VOCAB_SIZE
 from tests.parallel.small_groups import (
@@ -113,10 +113,12 @@ def test_a_worker_killed_under_load_again_and_again_is_back_each_time(
         until(lambda: resources()["threads"] <= alive["threads"], "threads leak")
         now = resources()
         assert now["descriptors"] <= alive["descriptors"] + len(load._threads) + 20
-        assert now["segments"] == alive["segments"] and now["shm"] == alive["shm"]
+        for what in ("segments", "shm", "ports"):
+            assert now[what] == alive[what]
+        assert len(now["ports"]) == len(before["ports"]) + 1  # the server's own
         assert len(psutil.Process().children()) == 1
     after = resources()
-    for what in ("children", "segments", "shm"):
+    for what in ("children", "segments", "shm", "ports"):
         assert after[what] == before[what]
 
 
@@ -165,6 +167,11 @@ def impostor(folder: Path, script: str, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(rank_process.sys, "executable", str(program))
 
 
+def start_and_stop(config: Path, tensor: int, pipeline: int, **timeouts: float) -> None:
+    with small_group(config, tensor, pipeline, **timeouts):
+        pass
+
+
 @pytest.mark.parametrize(
     ("script", "message"),
     [
@@ -178,13 +185,47 @@ def test_a_rank_that_never_joins_is_named_and_nothing_is_left(
     config = write_config(tmp_path)
     before = resources()
     impostor(tmp_path, script, monkeypatch)
-    with (
-        pytest.raises(RankFailedError, match=message),
-        small_group(config, 2, 1, join_timeout_s=0.5),
-    ):
-        pass
-    after = resources()
-    assert after == before
+    with pytest.raises(RankFailedError, match=message) as failed:  # the error keeps its frames
+        start_and_stop(config, 2, 1, join_timeout_s=0.5)
+    assert resources() == before, failed
+
+
+@pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2), (2, 2)])
+def test_a_rank_that_cannot_be_started_leaves_nothing(
+    tensor: int, pipeline: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(tmp_path)
+    before = resources()
+    monkeypatch.setattr(rank_process.sys, "executable", str(tmp_path / "nothing"))
+    with pytest.raises(RankFailedError, match=r"could not be started.*nothing") as failed:
+        start_and_stop(config, tensor, pipeline)
+    assert resources() == before, failed
+
+
+def test_a_rank_0_that_cannot_load_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load_shard(*_: object) -> None:
+        raise CapacityError("no room")
+
+    config = write_config(tmp_path)
+    before = resources()
+    monkeypatch.setattr(local_start, "load_shard", load_shard)
+    with pytest.raises(CapacityError, match="no room") as failed:
+        start_and_stop(config, 2, 2)
+    assert resources() == before, failed
+
+
+def test_what_a_group_has_goes_with_it_though_its_last_error_is_kept(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    before = resources()
+    with small_group(config, 2, 2) as loaded:
+        executor = group_of(loaded)
+        os.kill(executor.process_ids[0], signal.SIGKILL)
+        until(lambda: executor.failure is not None, "the death of a rank was not noticed")
+        with pytest.raises(RankFailedError, match="SIGKILL") as failed:
+            executor.copy_blocks([(0, 1)])
+    assert resources() == before, failed
 
 
 def test_a_rank_that_does_not_come_back_is_tried_again(

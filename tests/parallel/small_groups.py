@@ -74,8 +74,8 @@ def group_of(loaded: LoadedModel) -> GroupExecutor:
     return loaded.executor
 
 
-def resources() -> dict[str, object]:
-    """What must not grow: processes, descriptors, shared memory."""
+def resources() -> dict[str, Any]:
+    """What must not grow: processes, descriptors, shared memory, and ports that they listen on."""
     me = psutil.Process()
     maps = Path("/proc/self/maps").read_text()
     return {
@@ -83,6 +83,12 @@ def resources() -> dict[str, object]:
         "descriptors": len(os.listdir("/proc/self/fd")),
         "threads": me.num_threads(),
         "segments": maps.count("memfd:fuserve"),
+        "ports": sorted(
+            connection.laddr.port
+            for process in (me, *me.children(recursive=True))
+            for connection in process.net_connections(kind="inet")
+            if connection.status == psutil.CONN_LISTEN
+        ),
         "shm": sorted(os.listdir("/dev/shm")),
     }
 

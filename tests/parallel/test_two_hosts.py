@@ -135,6 +135,32 @@ def test_a_host_with_another_model_is_named(tmp_path: Path) -> None:
             assert "model1) has model files " in log_of(tmp_path, number)
 
 
+def test_a_host_that_does_not_come_or_goes_while_it_loads_is_named(tmp_path: Path) -> None:
+    config = str(write_config(tmp_path))
+    worker = [
+        *("-m", "fuserve.parallel.worker", "--load-format", "dummy", "--model", config),
+        *("--tokenizer", "demo", "-pp", "2", "--port", "0", "--join-timeout"),
+    ]
+    absent = ["-m", "tests.parallel.absent_rank", config]
+    # Long enough for the second one to start; both wait at the same time.
+    with (
+        two_hosts([[*worker, "12"], [*absent, "hangs"]], made(tmp_path / "1"), agents=False) as one,
+        two_hosts([[*worker, "12"], [*absent, "dies"]], made(tmp_path / "2"), agents=False) as two,
+    ):
+        for hosts, logs in ((one, tmp_path / "1"), (two, tmp_path / "2")):
+            assert hosts[0].wait(90) == 2
+            assert "error: rank 1 has said nothing for 12 s" in log_of(logs, 0)
+    never = ["-c", "input()"]
+    with two_hosts([[*worker, "0.5"], never], made(tmp_path / "3"), agents=False) as hosts:
+        assert hosts[0].wait(60) == 2
+        assert "error: ranks [1] have not joined" in log_of(tmp_path / "3", 0)
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 def test_sums_and_steps_go_between_hosts(tmp_path: Path) -> None:
     command = ["-m", "tests.parallel.torch_ranks"]
     with two_hosts([command, command], tmp_path, agents=False) as hosts:

@@ -10,18 +10,18 @@ import torch.distributed as dist
 from fuserve.decoder.communicator import tree_sum
 from fuserve.parallel.commands import Copy, Step, Stop
 from fuserve.parallel.layout import GroupLayout
-from fuserve.parallel.rendezvous import join_group
 from fuserve.parallel.slots import SlotSizes
 from fuserve.parallel.torch_communicator import TorchCommunicator
 from fuserve.parallel.torch_links import TorchControl, TorchLinks
+from fuserve.parallel.torch_start import join_control
 from tests.parallel.test_parts import batch
 
 
 def main() -> None:
-    join_group(30.0, 60.0)
+    control = join_control(30.0, 60.0)
     rank = dist.get_rank()
     check_sums(rank)
-    check_links(rank)
+    check_links(rank, control)
     dist.barrier()
     dist.destroy_process_group()
     print(f"rank {rank} is content")
@@ -41,9 +41,8 @@ def check_sums(rank: int) -> None:
         assert all(np.array_equal(a, b) for a, b in zip(gathered, parts, strict=True))
 
 
-def check_links(rank: int) -> None:
+def check_links(rank: int, control: TorchControl) -> None:
     """Two stages; three steps in flight before the first is finished."""
-    control = TorchControl()
     sizes = SlotSizes(max_tokens=8, hidden_size=4, vocab_size=6, num_slots=4)
     links = TorchLinks(GroupLayout(1, (range(2), range(2, 4))), sizes, control)
     assert control.exchange({"rank": rank}) == [{"rank": 0}, {"rank": 1}]

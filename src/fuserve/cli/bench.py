@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -49,22 +51,23 @@ def latency(
     )
     with WorkProgress() as progress:
         loaded = load_parallel(model, options, parallel.options(), progress.update)
-    if prompt_tokens + output_tokens > loaded.max_model_len:
-        raise InvalidRequestError(
-            f"prompt and output are {prompt_tokens + output_tokens} tokens, but the model runs at "
-            f"most {loaded.max_model_len}. Give smaller --prompt-tokens or --output-tokens."
-        )
-    with WorkProgress() as progress:
-        result = measure_latency(
-            loaded.executor,
-            prompt_tokens=prompt_tokens,
-            output_tokens=output_tokens,
-            batches=batches,
-            repeat=repeat,
-            max_num_batched_tokens=options.max_num_batched_tokens,
-            progress=progress.update,
-        )
-    report = _report(model, loaded, result)
+    with closing(loaded):
+        if prompt_tokens + output_tokens > loaded.max_model_len:
+            raise InvalidRequestError(
+                f"prompt and output are {prompt_tokens + output_tokens} tokens, but the model runs "
+                f"at most {loaded.max_model_len}. Give smaller --prompt-tokens or --output-tokens."
+            )
+        with WorkProgress() as progress:
+            result = measure_latency(
+                loaded.executor,
+                prompt_tokens=prompt_tokens,
+                output_tokens=output_tokens,
+                batches=batches,
+                repeat=repeat,
+                max_num_batched_tokens=options.max_num_batched_tokens,
+                progress=progress.update,
+            )
+        report = _report(model, loaded, result)
     if json:
         print_json(report)
     else:
@@ -86,7 +89,7 @@ def _parse_batches(text: str) -> list[int]:
 def _report(model: str, loaded: LoadedModel, result: LatencyResult) -> dict[str, Any]:
     from fuserve.kernels.machine import measure_bandwidth, measure_fp32
 
-    peak_rss_bytes = _peak_rss_bytes()  # before the machine's own measurements take memory
+    peaks = _peak_rss_bytes(loaded)  # before the machine's own measurements take memory
     loading = loaded.report
     read_bytes_per_s = measure_bandwidth(loading.num_threads)
     fp32_flop_per_s = measure_fp32(loading.num_threads)
@@ -110,7 +113,8 @@ def _report(model: str, loaded: LoadedModel, result: LatencyResult) -> dict[str,
         "load_from_cache": loading.from_cache,
         "packed_bytes": loading.packed_bytes,
         "kv_cache_bytes": loading.kv_cache_bytes,
-        "peak_rss_bytes": peak_rss_bytes,
+        "peak_rss_bytes": sum(peaks),
+        "peak_rss_bytes_of_ranks": peaks,
         "machine": {
             "read_bytes_per_s": read_bytes_per_s,
             "fp32_flop_per_s": fp32_flop_per_s,
@@ -138,20 +142,33 @@ def _kv_bytes_read(loaded: LoadedModel, context: int) -> int:
     return round(bytes_per_layer * seen)
 
 
-def _peak_rss_bytes() -> int:
-    """The most memory this process has held at once.
+def _peak_rss_bytes(loaded: LoadedModel) -> list[int]:
+    """The most memory that this process, and each other rank of the model, has held at once.
 
     Not ``getrusage``: its figure survives ``exec`` on Linux, so that a process started by a large
     one would report its parent's memory.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
+    from fuserve.parallel.group_executor import GroupExecutor
+
+    executor = loaded.executor
+    others = executor.process_ids if isinstance(executor, GroupExecutor) else []
+    if Path("/proc/self/status").exists():
+        return [_high_water_bytes(process) for process in (os.getpid(), *others)]
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]
+
+
+def _high_water_bytes(process: int) -> int:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def _peak_memory(peaks: list[int]) -> str:
+    total = human_bytes(sum(peaks))
+    if len(peaks) == 1:
+        return total
+    return f"{total} in {len(peaks)} processes, {human_bytes(max(peaks))} in the largest"
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -165,7 +182,7 @@ def _print(report: dict[str, Any]) -> None:
             f"{machine['fp32_flop_per_s'] / 1e9:.0f} GFLOP/s fp32",
             "load": f"{report['load_s']:.2f} s{cached}",
             "packed weights": human_bytes(report["packed_bytes"]),
-            "peak memory": human_bytes(report["peak_rss_bytes"]),
+            "peak memory": _peak_memory(report["peak_rss_bytes_of_ranks"]),
             "bytes read per token": f"{human_bytes(report['weight_bytes_read_per_token'])} weights"
             f" + {human_bytes(report['kv_bytes_read_per_token'])} KV cache",
         },

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fuserve import architectures
 from fuserve.architectures import DecoderSpec, TensorSource, spec_and_weight_map, tensor_shapes
 from fuserve.checkpoints import Checkpoint, Tensor, to_float32
+from fuserve.checkpoints.quantized import QuantizedFolder
 from fuserve.decoder.model_part import Span
 from fuserve.errors import CheckpointError
 from fuserve.quantization import QuantScheme
@@ -93,6 +94,8 @@ class CheckpointWeights:
     def tensor(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Tensor:
         """Canonical tensor ``name``; a view of the file where nothing had to be computed."""
         source = self._sources[name]
+        if isinstance(self._checkpoint, QuantizedFolder) and self._checkpoint.scheme(source.name):
+            return self._quantized(self._checkpoint, source, rows, cols)
         tensor = self._checkpoint.tensor(source.name)
         if source.transpose:
             tensor = replace(tensor, shape=tensor.shape[::-1], data=tensor.data.T)
@@ -111,6 +114,19 @@ class CheckpointWeights:
             shifted = to_float32(tensor) + np.float32(source.add)
             tensor = Tensor(tensor.name, "F32", tensor.shape, shifted)
         return tensor
+
+    def _quantized(
+        self, folder: QuantizedFolder, source: TensorSource, rows: Span | None, cols: Span | None
+    ) -> Tensor:
+        """A layer whose parts have to be unpacked: only what is taken of it."""
+        size = folder.shape(source.name)[0]
+        first, stop = source.rows or (0, size)
+        if source.per_head is None:
+            begin, end = rows or (0, stop - first)
+            return folder.piece(source.name, (first + begin, first + end), cols)
+        taken = first + source.per_head.rows(stop - first)[slice(*rows or (None,))]
+        around = int(taken.min()), int(taken.max()) + 1
+        return folder.piece(source.name, around, cols).take(taken - around[0])
 
     def release(self, name: str) -> None:
         """Let go of the file pages behind ``name``."""

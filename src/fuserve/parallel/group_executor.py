@@ -157,8 +157,7 @@ class GroupExecutor:
         ranks, self._ranks = self._ranks, None
         self._begun.clear()
         if ranks is not None:
-            ranks.group.close(leave_s=leave_s)
-            ranks.own.close()
+            ranks.close(leave_s=leave_s)
 
     def _failed(self, error: RankFailedError) -> None:
         self.failure = _stopped(error)

@@ -78,7 +78,9 @@ def load_parallel(
     start: StartRanks
     if started_by_torchrun():
         assignment = Assignment(model, options, layout, sizes, parallel.step_timeout_s)
-        start = torch_start = _torch_start()(checkpoint, weights, assignment)
+        start = torch_start = _torch_start()(
+            checkpoint, weights, assignment, parallel.join_timeout_s
+        )
         plan = torch_start.plan
     else:
         num_threads = threads_of_ranks(layout.num_ranks, options.num_threads)

@@ -32,15 +32,20 @@ class LocalCommunicator:
         self.shared: SharedExchange | None = SharedExchange(
             memory, rank=rank, size=size, floats=EXCHANGE_FLOATS, timeout_s=timeout_s
         )
-        self._exchange = self.shared
 
     def all_reduce(self, array: Floats) -> None:
         """Replace a contiguous ``array`` in place by its sum over the ranks."""
-        self._exchange.all_reduce(array)
+        assert self.shared is not None, "the communicator is closed"
+        self.shared.all_reduce(array)
 
     def abort(self) -> None:
         """Let all ranks' present and later exchanges fail at once. For any thread."""
-        self._exchange.abort()
+        assert self.shared is not None, "the communicator is closed"
+        self.shared.abort()
+
+    def close(self) -> None:
+        """Let go of the memory, when no executor uses it any more."""
+        self.shared = None
 
     def gather(self, parts: Sequence[Floats]) -> None:
         """Bring every rank's part to rank 0, as a sum with zeros, which changes no value."""

@@ -31,6 +31,9 @@ class LocalGroup:
         step_timeout_s: a step that takes longer has a rank that hangs.
         join_timeout_s: a starting rank that says nothing for so long has failed.
         on_failure: called on the watching thread, once, when all are dead.
+
+    Raises:
+        RankFailedError: one could not be started, or has died already.
     """
 
     def __init__(
@@ -53,9 +56,13 @@ class LocalGroup:
         self._news = threading.Condition()  # of processes, what they said, and failure
         self._thread = threading.Thread(target=self._watch, name="fuserve-ranks", daemon=True)
         self._thread.start()
-        with self._news:
-            self._news.wait_for(lambda: self._is_started or self.failure is not None)
-        self.check()
+        try:
+            with self._news:
+                self._news.wait_for(lambda: self._is_started or self.failure is not None)
+            self.check()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def _is_started(self) -> bool:

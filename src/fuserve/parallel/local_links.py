@@ -80,6 +80,10 @@ class LocalLeaderLinks:
         _await(pipe, number)
         return self._sizes.results(memory, number, batch)
 
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._next_stage = self._results = None
+
 
 class LocalWorkerLinks:
     """Another rank's links; see ``WorkerLinks``.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from fuserve.checkpoints import Checkpoint
 from fuserve.decoder.packing import Progress
@@ -53,24 +53,26 @@ class LocalStart:
         """Start all ranks."""
         layout, sizes = self._assignment.layout, self._assignment.sizes
         places = place_ranks(layout.num_ranks)
-        wiring = Wiring(layout, sizes)
-        communicator = wiring.leader_communicator(self._assignment.step_timeout_s)
-
-        def failed(error: RankFailedError) -> None:
+        with ExitStack() as resources:
+            wiring = Wiring(layout, sizes)
+            resources.callback(wiring.close)
+            communicator = wiring.leader_communicator(self._assignment.step_timeout_s)
             if communicator is not None:
-                communicator.abort()
-            on_failure(error)
+                resources.callback(communicator.close)
 
-        try:
+            def failed(error: RankFailedError) -> None:
+                if communicator is not None:
+                    communicator.abort()
+                on_failure(error)
+
             group = LocalGroup(
                 wiring.descriptors(),
                 step_timeout_s=self._options.step_timeout_s,
                 join_timeout_s=self._options.join_timeout_s,
                 on_failure=failed,
             )
-        finally:
+            resources.callback(group.close)
             wiring.release()
-        try:
             self._agree(group, wiring, places)
             with _on_cpus(places[0]):
                 own = load_shard(
@@ -82,13 +84,14 @@ class LocalStart:
                     communicator,
                     progress,
                 )
+            resources.callback(own.close)
             ready = group.hear("ready", _teller(progress))
-        except BaseException:
-            group.close()
-            raise
-        reports = [ShardReport.from_json(message["report"]) for message in ready.values()]
-        links = wiring.leader_links([process.control for process in group.processes])
-        return RunningRanks(group, links, own, [ShardReport.of(own), *reports])
+            links = wiring.leader_links([process.control for process in group.processes])
+            resources.callback(links.close)
+            reports = [ShardReport.from_json(message["report"]) for message in ready.values()]
+            return RunningRanks(
+                group, links, own, [ShardReport.of(own), *reports], resources.pop_all()
+            )
 
     def _agree(self, group: LocalGroup, wiring: Wiring, places: list[Cpus]) -> None:
         """Tell the ranks who they are, and see that they have the same model."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from multiprocessing import Pipe
 from typing import Any
 
@@ -30,20 +30,27 @@ class RankProcess:
         pidfd: becomes readable when it dies.
         heard: the last message of each kind that has come from it.
         heard_s: when the last one came, on the monotonic clock.
+
+    Raises:
+        OSError: it cannot be started.
     """
 
     def __init__(self, rank: int, descriptors: Sequence[int]) -> None:
         self.rank = rank
-        self.control, theirs = Pipe()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "fuserve.parallel.local_worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno(), *descriptors],
-                stdin=subprocess.DEVNULL,
-                # Ctrl-C is for rank 0, which tells the others when to leave.
-                start_new_session=True,
-            )
-        self.pidfd = os.pidfd_open(self._process.pid)
+        with ExitStack() as on_error:
+            self.control, theirs = Pipe()
+            on_error.callback(self.control.close)
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "fuserve.parallel.local_worker", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno(), *descriptors],
+                    stdin=subprocess.DEVNULL,
+                    # Ctrl-C is for rank 0, which tells the others when to leave.
+                    start_new_session=True,
+                )
+            on_error.callback(self.kill)
+            self.pidfd = os.pidfd_open(self._process.pid)
+            on_error.pop_all()
         self.heard: dict[str, Message] = {}
         self.heard_s = time.monotonic()
 

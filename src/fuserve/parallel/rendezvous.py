@@ -23,12 +23,15 @@ _POLL_S = 0.05
 _GROUP = "fuserve/group"
 
 
-def join_group(step_timeout_s: float, join_timeout_s: float) -> None:
+def join_group(step_timeout_s: float, join_timeout_s: float) -> Store:
     """Make this process one of ``torch.distributed``'s default group.
 
     Args:
         step_timeout_s: how long to wait for another rank within a step.
         join_timeout_s: how long to wait until all are there.
+
+    Returns:
+        What all of the group can write into and read, and nobody else does.
 
     Raises:
         RankFailedError: they are not.
@@ -37,16 +40,17 @@ def join_group(step_timeout_s: float, join_timeout_s: float) -> None:
     deadline_s = time.monotonic() + join_timeout_s
     try:
         store = _store(rank, join_timeout_s)
-        group = _meet(store, rank, size, deadline_s)
+        own = PrefixStore(f"fuserve/{_meet(store, rank, size, deadline_s)}", store)
         dist.init_process_group(
             "gloo",
-            store=PrefixStore(f"fuserve/{group}", store),
+            store=PrefixStore("torch", own),
             rank=rank,
             world_size=size,
             timeout=timedelta(seconds=step_timeout_s),
         )
     except RuntimeError as error:
         raise RankFailedError(f"the ranks cannot reach each other: {plain(error)}") from error
+    return own
 
 
 def plain(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,12 +46,22 @@ class RunningRanks:
         links: to them.
         own: rank 0's part of the model.
         reports: what each rank holds, rank 0 first.
+        resources: what is given back when all have ended; rank 0's part is in it.
     """
 
     group: RankGroup
     links: LeaderLinks
     own: ShardExecutor
     reports: list[ShardReport]
+    resources: ExitStack
+
+    def close(self, *, leave_s: float = 0.0) -> None:
+        """End the ranks, see ``RankGroup.close``, and give back what this process has of them.
+
+        Nothing waits for the garbage collector, nor for somebody to let go of an error.
+        """
+        self.group.close(leave_s=leave_s)
+        self.resources.close()
 
 
 class StartRanks(Protocol):

@@ -18,8 +18,11 @@ import torch
 import torch.distributed as dist
 
 from fuserve.decoder.step import StepBatch
+from fuserve.errors import RankFailedError
+from fuserve.parallel.attendance import Attendance
 from fuserve.parallel.commands import Command, decode, encode
 from fuserve.parallel.layout import GroupLayout
+from fuserve.parallel.rendezvous import plain
 from fuserve.parallel.slots import SlotSizes
 
 Floats = npt.NDArray[np.float32]
@@ -30,11 +33,18 @@ _FOR_EVER = timedelta(days=3650)
 class TorchControl:
     """What rank 0 says to the others, whenever it does: nobody waits too long for a command.
 
-    All ranks make it together.
+    All ranks make it together. While they start they exchange values, and nobody waits for one that
+    is gone.
+
+    Args:
+        attendance: of the ranks.
+        timeout_s: for an exchange, once all are there.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, attendance: Attendance, timeout_s: float) -> None:
+        self.attendance = attendance
         self._group = dist.new_group(timeout=_FOR_EVER)
+        self._meeting = dist.new_group(timeout=timedelta(seconds=timeout_s))
         self._sends = Sends(most=4 * dist.get_world_size())
 
     def broadcast(self, command: Command) -> None:
@@ -54,20 +64,32 @@ class TorchControl:
         return decode(words.numpy())
 
     def share(self, value: dict[str, Any] | None) -> dict[str, Any]:
-        """Rank 0's value, in all ranks; the others give None."""
+        """Rank 0's value, in all ranks; the others give None. Raises as ``exchange``."""
         values = self.exchange(value or {})
         return values[0]
 
     def exchange(self, value: dict[str, Any]) -> list[dict[str, Any]]:
-        """Every rank's value, in all ranks."""
-        data = json.dumps(value).encode()
+        """Every rank's value, in all ranks.
+
+        Raises:
+            RankFailedError: a rank does not come.
+        """
+        try:
+            self.attendance.meet()
+            return self._exchanged(json.dumps(value).encode())
+        except RuntimeError as error:
+            raise RankFailedError(
+                f"a rank has gone while the group starts: {plain(error)}"
+            ) from error
+
+    def _exchanged(self, data: bytes) -> list[dict[str, Any]]:
         size = dist.get_world_size()
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(size)]
-        dist.all_gather(lengths, torch.tensor([len(data)]), group=self._group)
+        dist.all_gather(lengths, torch.tensor([len(data)]), group=self._meeting)
         longest = max(int(length[0]) for length in lengths)
         mine = torch.frombuffer(bytearray(data.ljust(longest)), dtype=torch.uint8)
         all_data = [torch.empty(longest, dtype=torch.uint8) for _ in range(size)]
-        dist.all_gather(all_data, mine, group=self._group)
+        dist.all_gather(all_data, mine, group=self._meeting)
         return [json.loads(each.numpy().tobytes()) for each in all_data]
 
     def finish(self) -> None:

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from fuserve.errors import FuserveError, InvalidRequestError, RankFailedError
 from fuserve.kernels.exchange import segment_bytes
 from fuserve.kernels.memory import available_memory
 from fuserve.parallel.assignment import Assignment
+from fuserve.parallel.attendance import Attendance
 from fuserve.parallel.identity import RankIdentity, check_identities, identity_of
 from fuserve.parallel.layout import GroupLayout
 from fuserve.parallel.local_communicator import EXCHANGE_FLOATS, LocalCommunicator
@@ -40,6 +41,7 @@ from fuserve.parallel.torchrun import local_ranks, torchrun_rank, torchrun_size
 _log = logging.getLogger("fuserve.parallel")
 
 _JOIN_TIMEOUT_S = 300.0
+"""Of ranks other than 0, which is told how long that may take."""
 _STEP_TIMEOUT_S = 3600.0
 """Of ranks other than 0, which notices first: it is told how long a step may take."""
 _FLUSH_S = 1.0
@@ -55,28 +57,34 @@ class TorchStart:
         checkpoint: the model's; None for dummy weights.
         weights: the model's.
         assignment: what all ranks are told.
+        join_timeout_s: how long to wait for ranks to come, and then for one that says nothing while
+            it loads its part.
 
     Attributes:
         plan: of the KV cache, from the memory of all hosts.
 
     Raises:
-        RankFailedError: a rank has another model or version, or cannot open its own.
+        RankFailedError: a rank does not come, has another model or version, or cannot open its own.
         InvalidRequestError: torchrun has started another number of ranks.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint | None, weights: DecoderWeights, assignment: Assignment
+        self,
+        checkpoint: Checkpoint | None,
+        weights: DecoderWeights,
+        assignment: Assignment,
+        join_timeout_s: float,
     ) -> None:
         if assignment.layout.num_ranks != torchrun_size():
             raise InvalidRequestError(
                 f"tensor_parallel_size x pipeline_parallel_size is {assignment.layout.num_ranks}, "
                 f"but torchrun has started {torchrun_size()} ranks"
             )
-        join_group(assignment.step_timeout_s, _JOIN_TIMEOUT_S)
+        control = join_control(assignment.step_timeout_s, join_timeout_s)
         self._checkpoint = checkpoint
         self._weights = weights
         self._assignment = assignment
-        self._control = TorchControl()
+        self._control = control
         self._control.share({"assignment": assignment.to_json()})
         hellos = self._control.exchange(_hello(checkpoint, weights.spec, assignment.model))
         _check(hellos)
@@ -95,8 +103,10 @@ class TorchStart:
         self._has_started = True
         shard = _Shard(self._checkpoint, self._weights, self._assignment, self.plan, self._control)
         own, reports = shard.load(progress)
+        resources = ExitStack()
+        resources.callback(own.close)
         links = TorchLinks(self._assignment.layout, self._assignment.sizes, self._control)
-        return RunningRanks(TorchGroup(self._control, on_failure), links, own, reports)
+        return RunningRanks(TorchGroup(self._control, on_failure), links, own, reports, resources)
 
 
 class TorchGroup:
@@ -136,6 +146,12 @@ class TorchGroup:
             dist.destroy_process_group()
 
 
+def join_control(step_timeout_s: float, join_timeout_s: float) -> TorchControl:
+    """Join the group; see ``join_group``."""
+    store = join_group(step_timeout_s, join_timeout_s)
+    return TorchControl(Attendance(store, join_timeout_s), join_timeout_s)
+
+
 def serve_rank(model: str) -> None:
     """Be one of the ranks other than 0, until rank 0 leaves.
 
@@ -146,8 +162,7 @@ def serve_rank(model: str) -> None:
         RankFailedError: a rank has another model or version, or cannot load its part.
         RuntimeError: rank 0 has gone.
     """
-    join_group(_STEP_TIMEOUT_S, _JOIN_TIMEOUT_S)
-    control = TorchControl()
+    control = join_control(_STEP_TIMEOUT_S, _JOIN_TIMEOUT_S)
     assignment = Assignment.from_json(control.share(None)["assignment"])
     try:
         checkpoint, weights = open_weights(model, assignment.options)
@@ -190,6 +205,12 @@ class _Shard:
         layout, options = self._assignment.layout, self._assignment.options
         num_threads = threads_of_ranks(local_ranks(), options.num_threads)
         communicator = _communicator(layout, self._control, self._assignment.step_timeout_s)
+
+        def told(stage: str, done: int, total: int) -> None:
+            self._control.attendance.beat()
+            if progress is not None:
+                progress(stage, done, total)
+
         try:
             executor = load_shard(
                 self._checkpoint,
@@ -198,7 +219,7 @@ class _Shard:
                 layout.shard(torchrun_rank()),
                 self._plan,
                 communicator,
-                progress,
+                told,
             )
         except FuserveError as error:
             self._control.exchange({"error": str(error)})

@@ -34,6 +34,7 @@ class Wiring:
         self._ends: dict[int, dict[str, Any]] = {rank: {} for rank in range(layout.num_ranks)}
         self._inherited: dict[int, list[int]] = {rank: [] for rank in range(layout.num_ranks)}
         self._to_release: list[Callable[[], None]] = []
+        self._own_ends: list[Connection] = []
         self._exchange: Bytes | None = None
         self._next_stage: HiddenSender | None = None
         self._results: tuple[Connection, Bytes] | None = None
@@ -62,6 +63,13 @@ class Wiring:
             release()
         self._to_release.clear()
 
+    def close(self) -> None:
+        """Close what belongs to rank 0 as well: its links end with it."""
+        self.release()
+        for end in self._own_ends:
+            end.close()
+        self._exchange = self._next_stage = self._results = None
+
     def leader_links(self, controls: list[Connection]) -> LocalLeaderLinks:
         """Rank 0's links."""
         return LocalLeaderLinks(controls, self._sizes, self._next_stage, self._results)
@@ -82,6 +90,8 @@ class Wiring:
         if rank != 0:
             self._inherited[rank].append(end.fileno())
             self._to_release.append(end.close)
+        else:
+            self._own_ends.append(end)
         return end.fileno()
 
     def _memory(self, rank: int, segment: Segment) -> int:
@@ -120,4 +130,5 @@ class Wiring:
         ours, theirs = Pipe(duplex=False)
         rank = self._layout.last_leader
         self._ends[rank]["results"] = [self._end(rank, theirs), self._memory(rank, segment)]
+        self._end(0, ours)
         self._results = ours, segment.memory

@@ -69,16 +69,19 @@ def _layer(folder: SafetensorsFolder, module: str, group_size: int, has_zeros: b
         folder, module, weight_bits=4, group_size=groups.group_size, symmetric=not has_zeros
     )
 
-    def unpacked(name: str) -> npt.NDArray[np.uint8]:
-        codes = unpack_words(np.asarray(folder.tensor(part(name)).data), 4, rows, AWQ_ORDER)
+    def unpacked(name: str, rows: slice, cols: slice) -> npt.NDArray[np.uint8]:
+        words = np.asarray(folder.tensor(part(name)).data)[cols, rows.start // 8 : rows.stop // 8]
+        codes = unpack_words(words, 4, rows.stop - rows.start, AWQ_ORDER)
         return np.ascontiguousarray(codes.T)
 
-    def read() -> QuantizedLinear:
-        scales = groups.spread(floats(folder, part("scales")).T)
-        zeros = groups.spread(unpacked("qzeros")) if has_zeros else None
-        return QuantizedLinear(scheme, from_zero_points(unpacked("qweight"), scales, zeros, 4))
+    def read(rows: slice, cols: slice) -> QuantizedLinear:
+        here, stored = groups.of(cols)
+        scales = here.spread(floats(folder, part("scales"), stored, rows).T)
+        zeros = here.spread(unpacked("qzeros", rows, stored)) if has_zeros else None
+        codes = unpacked("qweight", rows, cols)
+        return QuantizedLinear(scheme, from_zero_points(codes, scales, zeros, 4))
 
-    return StoredLayer(tuple(parts), scheme, (rows, cols), read)
+    return StoredLayer(tuple(parts), scheme, (rows, cols), read, groups.stored_size)
 
 
 def write_awq(module: str, layer: QuantizedLinear) -> dict[str, npt.NDArray[np.generic]]:

@@ -42,3 +42,8 @@ def unpack_words(words: Words, bits: int, cols: int, order: tuple[int, ...] | No
         split = raw.reshape(len(words), -1, 32 // bits)
         raw = split[:, :, np.argsort(order)].reshape(len(words), -1)
     return np.ascontiguousarray(raw[:, :cols])
+
+
+def words(codes: slice, bits: int) -> slice:
+    """The words that hold some codes, of which the first begins a word."""
+    return slice(codes.start * bits // 32, -(-codes.stop * bits // 32))

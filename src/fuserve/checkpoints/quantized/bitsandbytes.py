@@ -71,10 +71,10 @@ def _layer(folder: SafetensorsFolder, module: str, threshold: float | None) -> S
         folder, module, weight_bits=8, activations="token", outlier_threshold=threshold
     )
 
-    def read() -> QuantizedLinear:
-        scales = floats(folder, part("SCB")).reshape(rows, 1) / np.float32(127)
-        codes = np.asarray(folder.tensor(part("weight")).data).view(np.uint8)
-        return QuantizedLinear(scheme, Codes(codes, scales))
+    def read(rows: slice, cols: slice) -> QuantizedLinear:
+        scales = floats(folder, part("SCB"), rows).reshape(-1, 1) / np.float32(127)
+        codes = np.asarray(folder.tensor(part("weight")).data)[rows, cols].view(np.uint8)
+        return QuantizedLinear(scheme, Codes(np.ascontiguousarray(codes), scales))
 
     return StoredLayer(tuple(parts), scheme, (rows, cols), read)
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fuserve.checkpoints.quantized.bits import pack_words, unpack_words
+from fuserve.checkpoints.quantized.bits import pack_words, unpack_words, words
 from fuserve.checkpoints.quantized.compressed_config import (
     CompressedGroup,
     group_of_module,
@@ -119,7 +119,8 @@ class _Reader:
             named,
             scheme,
             shape,
-            lambda: self._read(scheme, shape, groups, order),
+            lambda rows, cols: self._read(scheme, rows, cols, groups, order),
+            cols if group.shifted_inputs else groups.stored_size,
             frozenset(vectors),
         )
 
@@ -176,48 +177,61 @@ class _Reader:
     def _read(
         self,
         scheme: QuantScheme,
-        shape: tuple[int, int],
+        rows: slice,
+        cols: slice,
         groups: Grouping,
         order: npt.NDArray[np.intp] | None,
     ) -> QuantizedLinear:
-        rows, cols = shape
         bits = self.group.bits
+        num_rows, num_cols = rows.stop - rows.start, cols.stop - cols.start
+        here, stored = (
+            (groups, slice(0, groups.num_stored)) if order is not None else groups.of(cols)
+        )
         if self.has("weight_packed"):
-            codes = unpack_words(self.array("weight_packed"), bits, cols)
+            codes = unpack_words(
+                self.array("weight_packed")[rows, words(cols, bits)], bits, num_cols
+            )
         else:
-            codes = self.array("weight").view(np.uint8) ^ np.uint8(128)
+            codes = self.array("weight")[rows, cols].view(np.uint8) ^ np.uint8(128)
             if bits == 4:
                 codes = codes - np.uint8(120)  # from 128 + q to 8 + q
+        place = () if self.group.strategy == "tensor" else (rows, stored)
         scales = np.broadcast_to(
-            floats(self.folder, self.part("weight_scale")).reshape(-1, groups.num_stored),
-            (rows, groups.num_stored),
+            floats(self.folder, self.part("weight_scale"), *place).reshape(-1, here.num_stored),
+            (num_rows, here.num_stored),
         )
-        zeros = None if self.group.symmetric else self._zeros(rows)
+        zeros = None if self.group.symmetric else self._zeros(rows, stored)
         if order is not None:
-            middle = np.uint8(2 ** (bits - 1)) if zeros is None else zeros[:, order]
-            values = scales[:, order] * (codes.astype(np.float32) - middle)
-            return self._with_inputs(QuantizedLinear(scheme, round_to_nearest(values, scheme)))
-        spread = None if zeros is None else groups.spread(zeros)
-        packed = from_zero_points(codes, groups.spread(scales), spread, bits)
-        return self._with_inputs(QuantizedLinear(scheme, packed))
+            places = order[cols]
+            middle = np.uint8(2 ** (bits - 1)) if zeros is None else zeros[:, places]
+            values = scales[:, places] * (codes.astype(np.float32) - middle)
+            layer = QuantizedLinear(scheme, round_to_nearest(values, scheme))
+            return self._with_inputs(layer, rows, cols)
+        spread = None if zeros is None else here.spread(zeros)
+        packed = from_zero_points(codes, here.spread(scales), spread, bits)
+        return self._with_inputs(QuantizedLinear(scheme, packed), rows, cols)
 
-    def _zeros(self, rows: int) -> npt.NDArray[np.uint8]:
+    def _zeros(self, rows: slice, groups: slice) -> npt.NDArray[np.uint8]:
         stored, bits = self.array("weight_zero_point"), self.group.bits
         if stored.dtype == np.int32:
-            return unpack_words(stored.T, bits, rows).T
+            return unpack_words(stored[words(rows, bits), groups].T, bits, rows.stop - rows.start).T
         middle = 2 ** (bits - 1)
-        unsigned: npt.NDArray[np.uint8] = (stored.astype(np.int16) + middle).astype(np.uint8)
+        signed = stored[rows, groups].astype(np.int16)
+        unsigned: npt.NDArray[np.uint8] = (signed + middle).astype(np.uint8)
         return unsigned
 
-    def _with_inputs(self, layer: QuantizedLinear) -> QuantizedLinear:
+    def _with_inputs(self, layer: QuantizedLinear, rows: slice, cols: slice) -> QuantizedLinear:
         """The layer with its input scale and vectors, read and checked."""
-        rows, cols = layer.shape
+        all_rows, all_cols = self._shape()
         vectors: dict[str, Any] = {}
         for name in VECTORS:
             if self.has(name):
-                size = rows if name == "output_shift" else cols
-                require(self.folder, self.part(name), FLOATS, (size,))
-                vectors[name] = floats(self.folder, self.part(name))
+                is_output = name == "output_shift"
+                require(
+                    self.folder, self.part(name), FLOATS, (all_rows if is_output else all_cols,)
+                )
+                place = rows if is_output else cols
+                vectors[name] = floats(self.folder, self.part(name), place)
         layer = replace(layer, **vectors)
         if self.group.activations != "tensor":
             return layer
@@ -227,10 +241,12 @@ class _Reader:
         layer = replace(layer, input_scale=scale)
         if not self.group.shifted_inputs:
             return layer
-        # scale * (q - zero) is a symmetric grid around a constant shift.
+        # scale * (q - zero) is a symmetric grid around a constant shift. Its share of the output is
+        # that of all input features, which is why such a layer is not read in part.
         shift = np.float32(-scale * int(self.array("input_zero_point").reshape(-1)[0]))
         share = layer.values().sum(axis=1, dtype=np.float32) * shift
-        return replace(layer, input_shift=np.full(cols, shift, np.float32), output_shift=share)
+        wide_shift = np.full(layer.shape[1], shift, np.float32)
+        return replace(layer, input_shift=wide_shift, output_shift=share)
 
 
 def write_compressed(module: str, layer: QuantizedLinear) -> dict[str, npt.NDArray[np.generic]]:

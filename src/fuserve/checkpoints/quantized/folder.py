@@ -10,7 +10,7 @@ from fuserve.checkpoints.quantized.awq import awq_layers
 from fuserve.checkpoints.quantized.bitsandbytes import bitsandbytes_layers
 from fuserve.checkpoints.quantized.compressed_tensors import compressed_layers
 from fuserve.checkpoints.quantized.gptq import gptq_layers
-from fuserve.checkpoints.quantized.stored_layer import StoredLayer
+from fuserve.checkpoints.quantized.stored_layer import Span, StoredLayer
 from fuserve.checkpoints.safetensors_folder import SafetensorsFolder
 from fuserve.checkpoints.tensor import QUANTIZED, Tensor
 from fuserve.errors import UnsupportedModelError
@@ -87,11 +87,16 @@ class QuantizedFolder:
 
     def tensor(self, name: str) -> Tensor:
         """A view of the mapped bytes; the codes of a quantized layer are unpacked."""
-        layer = self._layers.get(name)
-        if layer is None:
-            return self._folder.tensor(name)
-        quantized = layer.read()
-        return Tensor(name, QUANTIZED, layer.shape, quantized.codes.codes, quantized)
+        return self.piece(name) if name in self._layers else self._folder.tensor(name)
+
+    def piece(self, name: str, rows: Span | None = None, cols: Span | None = None) -> Tensor:
+        """Some outputs and inputs of a quantized layer, of which only these are read.
+
+        ``rows`` and ``cols`` are first and stop; None is all of them. Features that share a word,
+        a stored group or a page of the file are read together.
+        """
+        layer = self._layers[name].piece(rows, cols)
+        return Tensor(name, QUANTIZED, layer.shape, layer.codes.codes, layer)
 
     def release(self, name: str) -> None:
         """Drop the tensor's pages from resident memory."""

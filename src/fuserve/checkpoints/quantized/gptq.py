@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fuserve.checkpoints.quantized.bits import pack_words, unpack_words
+from fuserve.checkpoints.quantized.bits import pack_words, unpack_words, words
 from fuserve.checkpoints.quantized.stored_layer import (
     FLOATS,
     REGRIDDED,
@@ -83,23 +83,28 @@ def _layer(
         folder, module, weight_bits=bits, group_size=groups.group_size, symmetric=symmetric
     )
 
-    def read() -> QuantizedLinear:
-        codes = unpack_words(np.asarray(folder.tensor(part("qweight")).data).T, bits, cols)
-        zeros = unpack_words(np.asarray(folder.tensor(part("qzeros")).data), bits, rows).T
+    def stored_array(name: str) -> npt.NDArray[np.int32]:
+        return np.asarray(folder.tensor(part(name)).data, np.int32)
+
+    def read(rows: slice, cols: slice) -> QuantizedLinear:
+        here, stored = (groups, slice(None)) if order is not None else groups.of(cols)
+        num_rows, num_cols = rows.stop - rows.start, cols.stop - cols.start
+        codes = unpack_words(stored_array("qweight")[words(cols, bits), rows].T, bits, num_cols)
+        zeros = unpack_words(stored_array("qzeros")[stored, words(rows, bits)], bits, num_rows).T
         if is_first:
             zeros = (zeros + np.uint8(1)) & np.uint8(2**bits - 1)
-        scales = floats(folder, part("scales")).T  # [out, stored groups]
+        scales = floats(folder, part("scales"), stored, rows).T  # [out, stored groups]
         if order is not None:
-            values = scales[:, order] * (codes.astype(np.float32) - zeros[:, order])
+            places = order[cols]
+            values = scales[:, places] * (codes.astype(np.float32) - zeros[:, places])
             return QuantizedLinear(REGRIDDED, round_to_nearest(values, REGRIDDED))
         if symmetric and not (zeros == 2 ** (bits - 1)).all():
             refuse(folder, part("qzeros"), "has zero points, although the config says sym.")
-        zeros_here = None if symmetric else groups.spread(zeros)
-        return QuantizedLinear(
-            own, from_zero_points(codes, groups.spread(scales), zeros_here, bits)
-        )
+        zeros_here = None if symmetric else here.spread(zeros)
+        return QuantizedLinear(own, from_zero_points(codes, here.spread(scales), zeros_here, bits))
 
-    return StoredLayer(tuple(parts), own if order is None else REGRIDDED, (rows, cols), read)
+    scheme = own if order is None else REGRIDDED
+    return StoredLayer(tuple(parts), scheme, (rows, cols), read, groups.stored_size)
 
 
 def write_gptq(module: str, layer: QuantizedLinear) -> dict[str, npt.NDArray[np.generic]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn, TypeVar
 
 import numpy as np
@@ -13,7 +14,7 @@ from fuserve.checkpoints.dequantize import to_float32
 from fuserve.checkpoints.safetensors_folder import SafetensorsFolder
 from fuserve.errors import CheckpointError, InvalidRequestError, UnsupportedModelError
 from fuserve.kernels.linear import Codes
-from fuserve.quantization import QuantizedLinear, QuantScheme
+from fuserve.quantization import QuantizedLinear, QuantScheme, take_columns
 from fuserve.quantization.scheme import GROUP_SIZES
 
 Floats = npt.NDArray[np.float32]
@@ -21,6 +22,14 @@ Number = TypeVar("Number", np.float32, np.uint8)
 
 FLOATS = ("F32", "F16", "BF16")
 """Types that scales are stored in."""
+
+ROW_UNIT = 8
+"""Output features that share a word at most."""
+
+COLUMN_UNIT = max(GROUP_SIZES)
+"""Input features that reading begins at a multiple of, so that cuts fall as in the whole layer."""
+
+Span = tuple[int, int]
 
 REGRIDDED = QuantScheme(8, 32)
 """What layers become whose groups are not runs of neighbouring features."""
@@ -34,15 +43,38 @@ class StoredLayer:
         parts: the stored tensors that it is made of.
         scheme: how it computes.
         shape: ``[out_features, in_features]``.
-        read: reads the parts.
+        read: reads some output and input features of the parts, and touches no others. What it is
+            asked for begins with whole words and groups.
+        group_size: input features of a stored group; a piece does not cut it.
         vectors: which of its vectors, by ``QuantizedLinear``'s names, the layer has.
     """
 
     parts: tuple[str, ...]
     scheme: QuantScheme
     shape: tuple[int, int]
-    read: Callable[[], QuantizedLinear]
+    read: Callable[[slice, slice], QuantizedLinear]
+    group_size: int = COLUMN_UNIT
     vectors: frozenset[str] = frozenset()
+
+    def piece(self, rows: Span | None, cols: Span | None) -> QuantizedLinear:
+        """Some output and input features, first and stop of each; None is all of them.
+
+        ``output_shift`` stays that of all input features.
+        """
+        taken_rows = _widened(rows, ROW_UNIT, self.shape[0])
+        taken_cols = _widened(cols, math.lcm(self.group_size, COLUMN_UNIT), self.shape[1])
+        layer = self.read(taken_rows, taken_cols)
+        if rows is not None:
+            layer = layer.take(slice(rows[0] - taken_rows.start, rows[1] - taken_rows.start))
+        if cols is not None:
+            layer = take_columns(layer, cols[0] - taken_cols.start, cols[1] - taken_cols.start)
+        return layer
+
+
+def _widened(span: Span | None, unit: int, size: int) -> slice:
+    """Whole units around the features of a span."""
+    first, stop = span or (0, size)
+    return slice(first // unit * unit, min(-(-stop // unit) * unit, size))
 
 
 def require(
@@ -102,6 +134,21 @@ class Grouping:
     repeat: int
     num_groups: int
 
+    @property
+    def stored_size(self) -> int:
+        """Features of a stored group; 1 where all of a row share one, which every piece has."""
+        return self.repeat * self.group_size if self.num_stored > 1 else 1
+
+    def of(self, cols: slice) -> tuple[Grouping, slice]:
+        """The groups of some features, and which stored ones they are."""
+        if self.num_stored == 1:
+            num_groups = -(-(cols.stop - cols.start) // self.group_size) if self.group_size else 1
+            return replace(self, repeat=num_groups, num_groups=num_groups), slice(0, 1)
+        stored = slice(cols.start // self.stored_size, -(-cols.stop // self.stored_size))
+        num_groups = -(-(cols.stop - cols.start) // self.group_size)
+        num_stored = stored.stop - stored.start
+        return replace(self, num_stored=num_stored, num_groups=num_groups), stored
+
     def spread(self, per_group: npt.NDArray[Number]) -> npt.NDArray[Number]:
         """Scales or zero points for our groups  # [out, stored] -> [out, groups]"""
         if self.repeat == 1:
@@ -143,9 +190,11 @@ def irregular_groups(
     return None if np.array_equal(order, runs) else order
 
 
-def floats(folder: SafetensorsFolder, name: str) -> Floats:
-    """A tensor's values, refused if they are not finite."""
-    values = np.ascontiguousarray(to_float32(folder.tensor(name)))
+def floats(folder: SafetensorsFolder, name: str, *place: slice) -> Floats:
+    """A tensor's values, or those at a place in it, refused if they are not finite."""
+    tensor = folder.tensor(name)
+    part = tensor.data[place]
+    values = np.ascontiguousarray(to_float32(replace(tensor, shape=part.shape, data=part)))
     if not np.isfinite(values).all():
         refuse(folder, name, "holds values that are not finite.")
     return values

@@ -14,6 +14,7 @@ from fuserve.server.build import ServeSettings
 
 try:
     import ray
+    import ray.exceptions
     from ray import serve
     from ray.serve.config import ProxyLocation, RequestRouterConfig
     from ray.serve.schema import LoggingConfig
@@ -41,7 +42,8 @@ def replicas(
         address: of a Ray cluster, as ``ray.init`` takes it; None embeds a Ray in this process.
 
     Raises:
-        FuserveError: a replica could not be started; the message has its reason.
+        FuserveError: the cluster cannot be joined, or a replica could not be started; the message
+            has the reason.
     """
     is_embedded = address is None
     share = num_replicas if is_embedded else 1
@@ -60,7 +62,7 @@ def replicas(
             logging_level="error",
         )
     else:
-        ray.init(address=address, logging_level="error")
+        _join(address)
     application = f"fuserve-{uuid.uuid4().hex[:8]}"  # a cluster may have several doors
     try:
         handle = _deploy(application, settings, num_replicas, threads)
@@ -70,6 +72,22 @@ def replicas(
         if is_embedded:
             serve.shutdown()
         ray.shutdown()
+
+
+def _join(address: str | None) -> None:
+    """Become part of a cluster.
+
+    Raises:
+        FuserveError: it is not there, or does not let this process in.
+    """
+    try:
+        ray.init(address=address, logging_level="error")
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise FuserveError(
+            f"no Ray cluster can be joined at {address} ({str(error).partition(chr(10))[0]}). "
+            "`ray status --address` shows whether it is up; Ray and Python must be of the same "
+            "versions there as here."
+        ) from error
 
 
 def _deploy(application: str, settings: ServeSettings, num_replicas: int, threads: int) -> object:
