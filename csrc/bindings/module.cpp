@@ -5,6 +5,7 @@ NB_MODULE(_native, m) {
   bind_machine(m);
   bind_linear(m);
   bind_attention(m);
+  bind_conv(m);
   bind_exchange(m);
   bind_decoder(m);
   bind_sampling(m);
