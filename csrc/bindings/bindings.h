@@ -26,4 +26,5 @@ void bind_attention(nanobind::module_& m);
 void bind_conv(nanobind::module_& m);
 void bind_exchange(nanobind::module_& m);
 void bind_decoder(nanobind::module_& m);
+void bind_image(nanobind::module_& m);
 void bind_sampling(nanobind::module_& m);

@@ -8,5 +8,6 @@ NB_MODULE(_native, m) {
   bind_conv(m);
   bind_exchange(m);
   bind_decoder(m);
+  bind_image(m);
   bind_sampling(m);
 }

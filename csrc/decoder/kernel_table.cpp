@@ -5,10 +5,11 @@
 #include "attention/attention.h"
 #include "conv/conv.h"
 #include "decoder/fused_decoder.h"
-#include "decoder/row_forms.h"
 #include "decoder/tree_sum.h"
+#include "image/executor.h"
 #include "linear/linear.h"
 #include "linear/pack.h"
+#include "linear/row_forms.h"
 #include "machine/ceilings.h"
 #include "norm/norm.h"
 #include "runtime/kernels.h"
@@ -106,8 +107,8 @@ void add_parts(const float* const* parts, int count, int size, float* out) {
 void convolve(const PackedConv& w, const ConvInput* inputs, const ConvEpilogue* epilogues,
               int batch, const ConvUnits& units, float* out, ThreadPool& pool) {
   std::vector<Scratch> scratch(static_cast<size_t>(pool.size()));
-  const std::ptrdiff_t image_size = static_cast<std::ptrdiff_t>(units.out_height) *
-                                    w.out_width(inputs->width) * w.out_channels;
+  const std::ptrdiff_t image_size =
+      static_cast<std::ptrdiff_t>(units.out_height) * w.out_width(inputs->width) * w.out_channels;
   pool.run([&](Team& team, int thread) {
     team.for_each(thread, batch * units.per_image(), [&](int index) {
       const int image = index / units.per_image();
@@ -119,6 +120,10 @@ void convolve(const PackedConv& w, const ConvInput* inputs, const ConvEpilogue* 
 
 std::unique_ptr<Decoder> make_decoder(DecoderModel model, const KVCache& cache) {
   return std::make_unique<FusedDecoder>(std::move(model), cache);
+}
+
+std::unique_ptr<ImageExecutor> make_image_executor() {
+  return std::make_unique<FusedImageExecutor>();
 }
 
 }  // namespace
@@ -134,6 +139,7 @@ const Kernels& kernel_table() {
                              add_parts,
                              convolve,
                              make_decoder,
+                             make_image_executor,
                              read_bandwidth,
                              fp32_rate,
                              byte_dot_rate,

@@ -7,6 +7,7 @@
 #include "attention/attention_types.h"
 #include "conv/conv_types.h"
 #include "decoder/decoder.h"
+#include "image/program.h"
 #include "linear/format.h"
 #include "linear/pack_source.h"
 #include "norm/norm_types.h"
@@ -32,6 +33,7 @@ struct Kernels {
   void (*convolve)(const PackedConv&, const ConvInput* inputs, const ConvEpilogue* epilogues,
                    int batch, const ConvUnits&, float* out, ThreadPool&);
   std::unique_ptr<Decoder> (*make_decoder)(DecoderModel, const KVCache&);
+  std::unique_ptr<ImageExecutor> (*make_image_executor)();
   double (*read_bandwidth)(ThreadPool&, size_t bytes, int passes);
   double (*fp32_rate)(ThreadPool&);
   double (*byte_dot_rate)(ThreadPool&, bool q4);
