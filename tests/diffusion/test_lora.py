@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -136,14 +136,17 @@ def test_a_branch_equals_the_merged_weights(
     assert_close(predictions(model), theirs, 5e-5)
 
 
-def test_several_loras_add_up_and_can_be_taken_away(sd: tuple[Any, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("executor", ["native", "reference"])
+def test_several_loras_add_up_and_can_be_taken_away(
+    sd: tuple[Any, Path], tmp_path: Path, executor: Literal["native", "reference"]
+) -> None:
     pipeline, folder = sd
     first, second = lora_of(pipeline, 1), lora_of(pipeline, 2)
     files = [
         write(tmp_path / f"{index}.safetensors", lora, "peft", alpha=False)
         for index, lora in enumerate((first, second))
     ]
-    model = DiffusionModel.load(folder, REFERENCE)
+    model = DiffusionModel.load(folder, DiffusionOptions(executor=executor))
     plain = predictions(model)
     model.set_loras([LoraOption(files[0], 0.5), LoraOption(files[1], -0.8)])
     assert_close(predictions(model), merged(pipeline, [(first, 0.5), (second, -0.8)]), 5e-5)
