@@ -138,6 +138,20 @@ def test_an_image_does_not_depend_on_its_place_in_the_batch(sd: tuple[Any, Path]
         np.testing.assert_array_equal(unguided, one_above)
 
 
+def test_half_precision_weights_stay_near(sd: tuple[Any, Path]) -> None:
+    half = DiffusionModel.load(sd[1], DiffusionOptions(dtype="float16"))
+    full = DiffusionModel.load(sd[1])
+    latents = nhwc(torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(7)))
+    results = []
+    for model in (half, full):
+        denoiser = model.denoiser(
+            model.encode_prompts(PROMPTS[:1]), None, np.array([401.0], np.float32), 32, 32
+        )
+        results.append(denoiser.predict(latents, 0)[1])
+    assert_close(*results, 1e-2)
+    assert not np.array_equal(*results)
+
+
 def test_the_guidance_scale_is_told_to_an_lcm(tmp_path: Path) -> None:
     pipeline = small_sd(tmp_path, time_cond_proj_dim=16)
     model = DiffusionModel.load(tmp_path / "model", REFERENCE)
