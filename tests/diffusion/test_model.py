@@ -292,6 +292,10 @@ def test_sizes_and_prompts_are_checked(sd: tuple[Any, Path]) -> None:
         model.denoiser(prompt, None, np.ones(1, np.float32), 40, 32)
     with pytest.raises(InvalidRequestError, match="2 negative prompts for 1"):
         model.denoiser(prompt, model.encode_prompts(["", ""]), np.ones(1, np.float32), 32, 32)
+    two = model.denoiser(model.encode_prompts(["a", "b"]), None, np.ones(1, np.float32), 32, 32)
+    for shape in ((3, 8, 8, 4), (2, 8, 9, 4), (2, 8, 8, 9)):
+        with pytest.raises(InvalidRequestError, match=r"wanted are \[8, 8, 4\]"):
+            two.predict(np.zeros(shape, np.float32), 0)
     with pytest.raises(InvalidRequestError, match="no prompt"):
         model.encode_prompts([])
     with pytest.raises(InvalidRequestError, match="must be text"):

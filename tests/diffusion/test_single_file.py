@@ -89,6 +89,8 @@ def test_the_full_configs_of_both_families_are_those_of_their_folders() -> None:
             unet = UNet2DConditionModel(**family.unet)
         count = sum(parameter.numel() for parameter in unet.parameters())
         assert abs(count / 1e6 - millions) < 0.1
+        # As a folder says it: every field written out, with null where it is off.
+        assert unet_spec(Fields(dict(unet.config))) == unet_spec(Fields(family.unet))
         names = stored_names(unet.state_dict(), unet_modules(unet_spec(Fields(family.unet))), "")
         assert len({place.name for place in names.values()}) == len(names)
 

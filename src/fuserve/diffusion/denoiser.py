@@ -10,6 +10,7 @@ from fuserve.diffusion.network import Network
 from fuserve.diffusion.program import Array
 from fuserve.diffusion.unet_program import unet_program
 from fuserve.diffusion.unet_spec import UNetSpec
+from fuserve.errors import InvalidRequestError
 
 TextStates = Mapping[str, Array]
 """Keys and values of a prompt for each cross-attention, by the name of the program's input."""
@@ -56,9 +57,18 @@ class Denoiser:
         Returns:
             Negative predictions, None where they were not computed, and positive ones
             # [images, height, width, out_channels]. They are the caller's.
+
+        Raises:
+            InvalidRequestError: the latents are not of the size, or not as many, as was said.
         """
         guided = guided and self._negative is not None
         images, (height, width) = len(latents), self._size
+        wanted = (height, width, self._spec.in_channels)
+        if latents.shape[1:] != wanted or images < 1 or images % len(self._positive):
+            raise InvalidRequestError(
+                f"The latents are {list(latents.shape)}; wanted are {list(wanted)} of as many "
+                f"images as prompts, {len(self._positive)}, or a multiple."
+            )
         text = self._text(images, guided)
         times = self._time_rows(step, images, guided)
         rows, tokens = next(iter(text.values())).shape[0:3:2]

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from fuserve.checkpoints.find import find_diffusion_model, find_lora, find_tokenizer
+from fuserve.diffusion.autoencoder import Autoencoder
 from fuserve.diffusion.backends import make_backend
+from fuserve.diffusion.conditions import added_conditions, time_vectors
 from fuserve.diffusion.denoiser import Denoiser, TextStates
 from fuserve.diffusion.diffusers_folder import read_diffusers_folder, read_vae
 from fuserve.diffusion.lora import Branch
@@ -23,15 +25,7 @@ from fuserve.diffusion.prompts import PromptEmbeds, PromptEncoder
 from fuserve.diffusion.single_file import read_single_file
 from fuserve.diffusion.single_file_names import unet_modules
 from fuserve.diffusion.text_encoder_program import text_encoder_program
-from fuserve.diffusion.unet_program import (
-    guidance_embedding,
-    prompt_program,
-    sinusoids,
-    time_program,
-    unet_programs,
-)
-from fuserve.diffusion.vae_program import decoder_program, encoder_program
-from fuserve.diffusion.vae_spec import TinyVaeSpec
+from fuserve.diffusion.unet_program import prompt_program, unet_programs
 from fuserve.errors import InvalidRequestError
 
 DEFAULT_OPTIONS = DiffusionOptions()
@@ -62,7 +56,7 @@ class DiffusionModel:
             pooled=spec.text_time is not None,
         )
         self._unet = Network(parts.unet.weights, backend, count)
-        self._vae = None if parts.vae is None else Network(parts.vae.weights, backend, count)
+        self._autoencoder = Autoencoder(parts.vae, backend, count)
         self._text_states: OrderedDict[str, TextStates] = OrderedDict()
         self.set_loras(options.loras)
 
@@ -142,7 +136,7 @@ class DiffusionModel:
     @property
     def scale_factor(self) -> int:
         """Pixels of a side over latents."""
-        return 1 if self._parts.vae is None else self._parts.vae.spec.scale_factor
+        return self._autoencoder.scale_factor
 
     @property
     def size_multiple(self) -> int:
@@ -157,7 +151,7 @@ class DiffusionModel:
     @property
     def scaling_factor(self) -> float:
         """What encoded images are multiplied by to have unit variance."""
-        return 1.0 if self._parts.vae is None else self._parts.vae.spec.scaling_factor
+        return self._autoencoder.scaling_factor
 
     @property
     def embeds_guidance(self) -> bool:
@@ -211,7 +205,10 @@ class DiffusionModel:
             raise InvalidRequestError(
                 f"There are {len(negative)} negative prompts for {len(positive)} prompts."
             )
-        times = self._times(positive, negative, timesteps, height, width, guidance_scale)
+        added = None
+        if self._spec.text_time is not None:
+            added = added_conditions(self._spec.text_time, positive, negative, height, width)
+        times = time_vectors(self._spec, self._unet, timesteps, added, guidance_scale)
         factor = self.scale_factor
         return Denoiser(
             self._spec,
@@ -224,39 +221,14 @@ class DiffusionModel:
         )
 
     def decode(self, latents: Array) -> Array:
-        """Latents to images, one after the other.
+        """Latents, as they were denoised, to images with values from 0 to 1.
 
-        Args:
-            latents: ``[images, height, width, latent_channels]``, as they were denoised.
-
-        Returns:
-            ``[images, height, width, 3]``, values from 0 to 1.
+        ``[images, height, width, latent_channels]`` to ``[images, height, width, 3]``.
         """
-        vae = self._parts.vae
-        if vae is None or self._vae is None:
-            return _unit_range(latents)
-        spec, network = vae.spec, self._vae
-        latents = latents / np.float32(spec.scaling_factor) + np.float32(spec.shift_factor)
-        is_tiny = isinstance(spec, TinyVaeSpec)
-        if is_tiny:
-            latents = 3 * np.tanh(latents / np.float32(3))
-        _, height, width, _ = latents.shape
-        images = [
-            network.run(
-                ("decode", height, width),
-                lambda: decoder_program(spec, 1, height, width),
-                {"latents": row[None]},
-            )["image"]
-            for row in latents
-        ]
-        image = np.concatenate(images)
-        return _unit_range(image * np.float32(2) - np.float32(1) if is_tiny else image)
+        return self._autoencoder.decode(latents)
 
     def encode(self, images: Array) -> Array:
-        """Images to what their latents are drawn from.
-
-        Args:
-            images: ``[images, height, width, 3]``, values from 0 to 1.
+        """Images with values from 0 to 1 to what their latents are drawn from.
 
         Returns:
             Means and log-variances of latents before ``scaling_factor``, side by side
@@ -265,32 +237,7 @@ class DiffusionModel:
         Raises:
             InvalidRequestError: a side is no multiple of ``scale_factor``.
         """
-        _, height, width, _ = images.shape
-        if height % self.scale_factor or width % self.scale_factor:
-            raise InvalidRequestError(
-                f"An image of {width} x {height} has a side that is no multiple of "
-                f"{self.scale_factor}: resize it before."
-            )
-        vae = self._parts.vae
-        if vae is None or self._vae is None:
-            return _certain(images * np.float32(2) - np.float32(1))
-        spec, network = vae.spec, self._vae
-        is_tiny = isinstance(spec, TinyVaeSpec)
-        if not is_tiny:
-            images = images * np.float32(2) - np.float32(1)
-        moments = [
-            network.run(
-                ("encode", height, width),
-                lambda: encoder_program(spec, 1, height, width),
-                {"image": row[None]},
-            )["moments"]
-            for row in images
-        ]
-        found = np.concatenate(moments)
-        if is_tiny:
-            found = _certain(found)
-        found[..., : spec.latent_channels] -= np.float32(spec.shift_factor)
-        return found
+        return self._autoencoder.encode(images)
 
     def _states(self, embeds: PromptEmbeds) -> list[TextStates]:
         """Keys and values of each prompt, of which those used lately are kept."""
@@ -311,53 +258,6 @@ class DiffusionModel:
             del self._text_states[next(key for key in self._text_states if key not in _ALWAYS_KEPT)]
         return states
 
-    def _times(
-        self,
-        positive: PromptEmbeds,
-        negative: PromptEmbeds | None,
-        timesteps: Array,
-        height: int,
-        width: int,
-        guidance_scale: float,
-    ) -> Array:
-        """What the residual blocks add at each step  # [steps, rows, channels]."""
-        spec, steps = self._spec, len(timesteps)
-        time = sinusoids(
-            np.asarray(timesteps),
-            spec.time_channels,
-            sin_first=spec.sin_first,
-            freq_shift=spec.freq_shift,
-        )
-        rows = 1
-        inputs: dict[str, Array] = {}
-        if spec.text_time is not None:
-            added = self._added(positive, negative, height, width)
-            rows = len(added)
-            inputs["added"] = np.tile(added, (steps, 1))
-        if spec.guidance_channels is not None:
-            guidance = guidance_embedding(guidance_scale, spec.guidance_channels)
-            inputs["guidance"] = np.repeat(guidance, steps * rows, axis=0)
-        inputs["time"] = np.repeat(time, rows, axis=0)
-        count = steps * rows
-        inputs = {name: array.reshape(count, 1, 1, -1) for name, array in inputs.items()}
-        times = self._unet.run(("time", count), lambda: time_program(spec, count), inputs)["time"]
-        return times.reshape(steps, rows, -1)
-
-    def _added(
-        self, positive: PromptEmbeds, negative: PromptEmbeds | None, height: int, width: int
-    ) -> Array:
-        """Pooled text and sizes: original, crop corner, target  # [rows of text, channels]."""
-        text_time = self._spec.text_time
-        assert text_time is not None and positive.pooled is not None
-        pooled = positive.pooled[:, None]  # [prompts, 1, channels]
-        if negative is not None:
-            assert negative.pooled is not None
-            pooled = np.stack([negative.pooled, positive.pooled], axis=1)
-        pooled = pooled.reshape(-1, pooled.shape[-1])
-        sizes = np.array([height, width, 0, 0, height, width], np.float32)
-        embedded = sinusoids(sizes, text_time.time_dim).reshape(1, -1)
-        return np.concatenate([pooled, np.repeat(embedded, len(pooled), axis=0)], axis=1)
-
 
 def _tokenizer_for(file: Path, options: DiffusionOptions) -> Path:
     """Where the tokenizer of a single-file checkpoint is."""
@@ -370,15 +270,3 @@ def _tokenizer_for(file: Path, options: DiffusionOptions) -> Path:
 _CLIP_L = "openai/clip-vit-large-patch14"
 _ZEROS = "\0"  # the key of a row of zeros, which no prompt in use is
 _ALWAYS_KEPT = ("", _ZEROS)
-_LOG_VARIANCE_OF_NOTHING = np.float32(-30)
-
-
-def _unit_range(image: Array) -> Array:
-    """From [-1, 1] to [0, 1]."""
-    pixels: Array = np.clip(image * np.float32(0.5) + np.float32(0.5), 0, 1)
-    return pixels
-
-
-def _certain(latents: Array) -> Array:
-    """Moments of latents that are not drawn: as good as no variance."""
-    return np.concatenate([latents, np.full_like(latents, _LOG_VARIANCE_OF_NOTHING)], axis=-1)
