@@ -1,1 +1,1 @@
-"""Text to image: schedulers, the generation loop."""
+"""Diffusion models: specs, programs and their executors, and the models made of them."""
