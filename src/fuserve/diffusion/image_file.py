@@ -92,7 +92,8 @@ def save_image(path: str | Path, pixels: Pixels, parameters: str) -> None:
 
 def to_pixels(image: FloatArray) -> Pixels:
     """Values from 0 to 1 to bytes, as diffusers rounds them."""
-    return np.rint(image * np.float32(255)).astype(np.uint8)
+    pixels: Pixels = np.rint(image * np.float32(255)).astype(np.uint8)
+    return pixels
 
 
 def _pillow() -> Any:
