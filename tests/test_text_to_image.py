@@ -13,7 +13,12 @@ import torch
 from PIL import Image
 
 from fuserve import ImageParams, ImageProgress, TextToImage, load_image, load_mask
-from fuserve.errors import InvalidRequestError, MissingExtraError
+from fuserve.diffusion.image_file import to_pixels
+from fuserve.diffusion.model import DiffusionModel
+from fuserve.diffusion.options import LoraOption
+from fuserve.diffusion.pipeline import ImageTask
+from fuserve.errors import FuserveError, InvalidRequestError, MissingExtraError
+from fuserve.text_to_image import as_lora
 from tests.diffusion.model_folders import small_sd, small_sdxl
 from tests.diffusion.test_pipeline import psnr
 
@@ -35,7 +40,9 @@ def painter(sd: tuple[Any, Path]) -> TextToImage:
 
 
 @pytest.mark.parametrize(("kind", "steps"), [("sd", 20), ("sdxl", 5)])
-def test_a_seed_gives_diffusers_pictures(kind: str, steps: int, sd: tuple[Any, Path], tmp_path: Path) -> None:
+def test_a_seed_gives_diffusers_pictures(
+    kind: str, steps: int, sd: tuple[Any, Path], tmp_path: Path
+) -> None:
     pipeline, folder = sd if kind == "sd" else (small_sdxl(tmp_path), tmp_path / "model")
     expected = pipeline(
         PROMPT,
@@ -51,12 +58,13 @@ def test_a_seed_gives_diffusers_pictures(kind: str, steps: int, sd: tuple[Any, P
     params = ImageParams(
         NEGATIVE, steps=steps, guidance_scale=6.0, height=32, width=48, seed=7, num_images=2
     )
+    together = ImageTask(DiffusionModel.load(folder), [PROMPT] * 2, [7, 8], params).run()
+    assert psnr(together, expected) > 60.0
     with TextToImage(folder) as painter:
         images = painter.generate(PROMPT, params)
     assert [image.seed for image in images] == [7, 8]
-    ours = np.stack([image.pixels for image in images]) / 255
-    rounding = 50.0  # of bytes: half a step is 54 dB
-    assert psnr(ours, expected) > rounding
+    for alone, beside in zip(images, together, strict=True):
+        np.testing.assert_array_equal(alone.pixels, to_pixels(beside))
 
 
 def test_each_prompt_has_its_pictures_in_order(painter: TextToImage) -> None:
@@ -176,6 +184,24 @@ def test_a_closed_painter_says_so(sd: tuple[Any, Path]) -> None:
     painter.close()
     with pytest.raises(InvalidRequestError, match="closed"):
         painter.generate("red")
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "scale"),
+    [
+        ("style.safetensors", "style.safetensors", 1.0),
+        ("style.safetensors:0.8", "style.safetensors", 0.8),
+        ("C:/style.safetensors", "C:/style.safetensors", 1.0),
+        ("a:b.safetensors:-1.5", "a:b.safetensors", -1.5),
+    ],
+)
+def test_a_lora_may_come_with_a_scale(given: str, path: str, scale: float) -> None:
+    assert as_lora(given) == LoraOption(path, scale)
+
+
+def test_a_lora_that_is_not_there_is_named(sd: tuple[Any, Path]) -> None:
+    with pytest.raises(FuserveError, match=r"nothing\.safetensors"):
+        TextToImage(sd[1], loras=["/no/nothing.safetensors:0.5"])
 
 
 def test_as_many_params_as_prompts(painter: TextToImage) -> None:

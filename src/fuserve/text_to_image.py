@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,10 @@ class TextToImage:
     Args:
         model: a folder as diffusers writes it, a single ``.safetensors`` file, a hub id, or
             ``"demo-diffusion"``.
+        dtype: of the weights in memory; "float16" halves them. "auto" is float32.
         vae: a folder or hub id of another autoencoder, such as the fast ``madebyollin/taesd``.
+        tokenizer: a folder or hub id with CLIP's tokenizer, for a single file; None takes the
+            folder ``tokenizer`` beside it.
         loras: files to add at run time, each with its scale, as ``"style.safetensors:0.8"`` or
             ``LoraOption``.
         exact_conv: convolve directly, without Winograd's transforms: slower, a little more exact.
@@ -74,19 +78,23 @@ class TextToImage:
         self,
         model: str | Path,
         *,
+        dtype: Literal["auto", "float32", "float16"] = "auto",
         vae: str | Path | None = None,
+        tokenizer: str | Path | None = None,
         loras: Sequence[str | LoraOption] = (),
         exact_conv: bool = False,
         num_threads: int | None = None,
-        executor: str = "native",
+        executor: Literal["native", "reference"] = "native",
         device: str = "cpu",
     ) -> None:
         options = DiffusionOptions(
-            executor=executor,  # type: ignore[arg-type]  # checked there
+            executor=executor,
             device=device,
+            dtype=dtype,
             exact_conv=exact_conv,
             vae=vae,
-            loras=tuple(_as_lora(lora) for lora in loras),
+            tokenizer=tokenizer,
+            loras=tuple(as_lora(lora) for lora in loras),
             num_threads=num_threads,
         )
         self._name = str(model)
@@ -191,7 +199,7 @@ def _each(params: ImageParams | Sequence[ImageParams] | None, count: int) -> lis
     return list(params)
 
 
-def _as_lora(given: str | LoraOption) -> LoraOption:
+def as_lora(given: str | LoraOption) -> LoraOption:
     """``PATH`` or ``PATH:scale``."""
     if isinstance(given, LoraOption):
         return given

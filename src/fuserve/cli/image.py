@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -94,6 +94,18 @@ def image(
         str | None,
         typer.Option("--vae", help="Another autoencoder, such as TAESD.", rich_help_panel=_MODEL),
     ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            "--tokenizer", help="CLIP's tokenizer, for a single file.", rich_help_panel=_MODEL
+        ),
+    ] = None,
+    dtype: Annotated[
+        Literal["auto", "float32", "float16"],
+        typer.Option(
+            "--dtype", metavar="TYPE", help="Of the weights in memory.", rich_help_panel=_MODEL
+        ),
+    ] = "auto",
     exact_conv: Annotated[
         bool,
         typer.Option("--exact-conv", help="Convolve without Winograd.", rich_help_panel=_MODEL),
@@ -133,7 +145,13 @@ def image(
     started = time.perf_counter()
     with WorkProgress() as progress:
         painter = TextToImage(
-            model, loras=lora or [], vae=vae, exact_conv=exact_conv, num_threads=threads
+            model,
+            dtype=dtype,
+            vae=vae,
+            tokenizer=tokenizer,
+            loras=lora or [],
+            exact_conv=exact_conv,
+            num_threads=threads,
         )
         loaded = time.perf_counter()
         params = _with_images(painter, params, init_image, strength, mask)
