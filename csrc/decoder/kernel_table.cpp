@@ -106,8 +106,8 @@ void add_parts(const float* const* parts, int count, int size, float* out) {
 void convolve(const PackedConv& w, const ConvInput* inputs, const ConvEpilogue* epilogues,
               int batch, const ConvUnits& units, float* out, ThreadPool& pool) {
   std::vector<Scratch> scratch(static_cast<size_t>(pool.size()));
-  const std::ptrdiff_t image_size = static_cast<std::ptrdiff_t>(units.out_height) *
-                                    w.out_width(inputs->width) * w.out_channels;
+  const std::ptrdiff_t image_size =
+      static_cast<std::ptrdiff_t>(units.out_height) * w.out_width(inputs->width) * w.out_channels;
   pool.run([&](Team& team, int thread) {
     team.for_each(thread, batch * units.per_image(), [&](int index) {
       const int image = index / units.per_image();
