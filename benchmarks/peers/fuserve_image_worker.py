@@ -28,7 +28,7 @@ class Fuserve:
 
     def __init__(self, work: ImageWork) -> None:
         fields = Fields(json.loads((work.folder / "config.json").read_text()))
-        stored = StoredTensors.of_folder(work.folder, "diffusion_pytorch_model")
+        stored = StoredTensors.of_file(work.folder / "diffusion_pytorch_model.safetensors")
         half = bool(work.option("half"))
         options = PackingOptions(
             linear=Storage(WeightFormat.F16 if half else WeightFormat.F32),
