@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from fuserve.checkpoints.json_file import read_json_object, read_json_object_if_there
 from fuserve.checkpoints.layout import TensorLayout, missing_tensor
@@ -15,37 +15,38 @@ from fuserve.checkpoints.tensor import Tensor
 from fuserve.errors import CheckpointError
 from fuserve.quantization import QuantScheme
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+_STEM = "model"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
-class SafetensorsFolder:
-    """See ``Checkpoint``. Headers of all files are read and checked when the folder is opened."""
+class StoredTensors:
+    """The tensors of one or several safetensors files, mapped.
 
-    format: Literal["huggingface"] = "huggingface"
+    Args:
+        path: the folder or the file, for messages.
+        places: the file of each tensor, and its place there.
+    """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, places: dict[str, tuple[MappedFile, TensorLayout]]) -> None:
         self.path = path
-        config = path / "config.json"
-        if not config.exists():
-            raise CheckpointError(
-                "has no config.json.",
-                file=path,
-                remedy="Give the folder that transformers' save_pretrained wrote, a .gguf file, or "
-                "owner/name/file.gguf for a GGUF on the hub.",
-            )
-        self.metadata: dict[str, Any] = read_json_object(config)
-        self.generation_config: dict[str, Any] = read_json_object_if_there(
-            path / "generation_config.json"
-        )
-        index = path / _INDEX
+        self._places = places
+
+    @classmethod
+    def of_file(cls, path: Path) -> Self:
+        """All tensors of one file, whose header is read and checked."""
+        file = MappedFile(path)
+        layouts, _ = read_safetensors_header(file)
+        return cls(path, {name: (file, layout) for name, layout in layouts.items()})
+
+    @classmethod
+    def of_folder(cls, path: Path, stem: str) -> Self:
+        """All tensors of ``stem.safetensors``, or of the shards that its index names."""
+        index = path / f"{stem}.safetensors.index.json"
         if index.exists():
-            self._places = _open_shards(path, _read_index(index))
-        else:
-            file = MappedFile(_single_file(path))
-            layouts, _ = read_safetensors_header(file)
-            self._places = {name: (file, layout) for name, layout in layouts.items()}
+            return cls(path, _open_shards(path, index))
+        stored = cls.of_file(_single_file(path, stem))
+        stored.path = path
+        return stored
 
     def tensor_names(self) -> tuple[str, ...]:
         """Names of all tensors, in the order of the files."""
@@ -67,14 +68,6 @@ class SafetensorsFolder:
         layout = self._place(name)[1]
         return layout.stop - layout.start
 
-    def scheme(self, name: str) -> QuantScheme | None:
-        """None: tensors are handed out as they are stored."""
-        return None
-
-    def vectors(self, name: str) -> frozenset[str]:
-        """Empty, as no tensor has a scheme."""
-        return frozenset()
-
     def tensor(self, name: str) -> Tensor:
         """A view of the mapped bytes."""
         file, layout = self._place(name)
@@ -84,6 +77,41 @@ class SafetensorsFolder:
         """Drop the tensor's pages from resident memory."""
         file, layout = self._place(name)
         file.release(layout.start, layout.stop)
+
+    def _place(self, name: str) -> tuple[MappedFile, TensorLayout]:
+        try:
+            return self._places[name]
+        except KeyError:
+            raise missing_tensor(name, self._places, self.path) from None
+
+
+class SafetensorsFolder(StoredTensors):
+    """See ``Checkpoint``. Headers of all files are read and checked when the folder is opened."""
+
+    format: Literal["huggingface"] = "huggingface"
+
+    def __init__(self, path: Path) -> None:
+        config = path / "config.json"
+        if not config.exists():
+            raise CheckpointError(
+                "has no config.json.",
+                file=path,
+                remedy="Give the folder that transformers' save_pretrained wrote, a .gguf file, or "
+                "owner/name/file.gguf for a GGUF on the hub.",
+            )
+        self.metadata: dict[str, Any] = read_json_object(config)
+        self.generation_config: dict[str, Any] = read_json_object_if_there(
+            path / "generation_config.json"
+        )
+        super().__init__(path, StoredTensors.of_folder(path, _STEM)._places)
+
+    def scheme(self, name: str) -> QuantScheme | None:
+        """None: tensors are handed out as they are stored."""
+        return None
+
+    def vectors(self, name: str) -> frozenset[str]:
+        """Empty, as no tensor has a scheme."""
+        return frozenset()
 
     def content_key(self) -> str:
         """Digest of the config, and of each file's size, header and samples of every tensor."""
@@ -103,15 +131,10 @@ class SafetensorsFolder:
                 digest.update(sample)
         return digest.hexdigest()
 
-    def _place(self, name: str) -> tuple[MappedFile, TensorLayout]:
-        try:
-            return self._places[name]
-        except KeyError:
-            raise missing_tensor(name, self._places, self.path) from None
 
-
-def _single_file(folder: Path) -> Path:
-    single = folder / _SINGLE
+def _single_file(folder: Path, stem: str) -> Path:
+    single = folder / f"{stem}.safetensors"
+    index = f"{stem}.safetensors.index.json"
     if single.exists():
         return single
     others = sorted(folder.glob("*.safetensors"))
@@ -119,15 +142,15 @@ def _single_file(folder: Path) -> Path:
         return others[0]
     if others:
         raise CheckpointError(
-            f"has {len(others)} safetensors files, but neither {_SINGLE} nor {_INDEX}.",
+            f"has {len(others)} safetensors files, but neither {single.name} nor {index}.",
             file=folder,
-            remedy=f"Fetch {_INDEX} too; it says which tensor is in which file.",
+            remedy=f"Fetch {index} too; it says which tensor is in which file.",
         )
     pickles = sorted(one for one in folder.iterdir() if one.suffix in _PICKLE_SUFFIXES)
     if pickles:
         raise refuse_pickle(pickles[0])
     raise CheckpointError(
-        f"has no weights: neither {_SINGLE} nor {_INDEX} is there.",
+        f"has no weights: neither {single.name} nor {index} is there.",
         file=folder,
         remedy="Fetch the *.safetensors files of the model into this folder; where it has only "
         ".bin files, convert them with transformers' save_pretrained.",
@@ -177,9 +200,8 @@ def _is_plain_name(shard: Any) -> bool:
     )
 
 
-def _open_shards(
-    folder: Path, weight_map: dict[str, str]
-) -> dict[str, tuple[MappedFile, TensorLayout]]:
+def _open_shards(folder: Path, index: Path) -> dict[str, tuple[MappedFile, TensorLayout]]:
+    weight_map = _read_index(index)
     places: dict[str, tuple[MappedFile, TensorLayout]] = {}
     opened: dict[str, tuple[MappedFile, dict[str, TensorLayout]]] = {}
     for name, shard in weight_map.items():
@@ -190,7 +212,7 @@ def _open_shards(
                     other for other in set(weight_map.values()) if not (folder / other).exists()
                 )
                 raise CheckpointError(
-                    f"{len(missing)} of the files that {_INDEX} names are missing: "
+                    f"{len(missing)} of the files that {index.name} names are missing: "
                     f"{', '.join(missing[:4])}{', …' if len(missing) > 4 else ''}.",
                     file=path,
                     tensor=name,
@@ -201,7 +223,7 @@ def _open_shards(
         file, layouts = opened[shard]
         if name not in layouts:
             raise CheckpointError(
-                f"is not in this file, although {_INDEX} says so.",
+                f"is not in this file, although {index.name} says so.",
                 file=file.path,
                 tensor=name,
                 remedy="Index and shards are of different versions: fetch them all again.",

@@ -1,0 +1,152 @@
+"""Where programs find their tensors: in checkpoints under stored names, or in memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fuserve.checkpoints import to_float32
+from fuserve.checkpoints.layout import missing_tensor
+from fuserve.checkpoints.safetensors_folder import StoredTensors
+from fuserve.diffusion.program import Array, Program, Weights
+from fuserve.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class StoredName:
+    """Where a tensor lies in a checkpoint of other names.
+
+    Attributes:
+        name: the stored tensor.
+        rows: which of its rows, as (part, of how many equal parts); all where None.
+        transposed: it is stored as ``[in, out]``.
+    """
+
+    name: str
+    part: tuple[int, int] | None = None
+    transposed: bool = False
+
+
+class CheckpointWeights:
+    """The tensors of one network, read as they are asked for. See ``Weights``.
+
+    Args:
+        stored: the opened files.
+        names: where each tensor lies whose name is not the stored one.
+    """
+
+    def __init__(
+        self, stored: StoredTensors, names: Mapping[str, StoredName] | None = None
+    ) -> None:
+        self._stored = stored
+        self._names = names or {}
+
+    @property
+    def path(self) -> Path:
+        """Where the tensors are, for messages."""
+        return self._stored.path
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._place(name).name in self._stored
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape."""
+        place = self._place(name)
+        shape = self._stored.shape(place.name)
+        if place.transposed:
+            shape = shape[::-1]
+        if place.part is not None:
+            shape = (shape[0] // place.part[1], *shape[1:])
+        return shape
+
+    def float32(self, name: str) -> Array:
+        """The tensor's values; F32 stays a view of the file where it can."""
+        place = self._place(name)
+        values = to_float32(self._stored.tensor(place.name))
+        if place.transposed:
+            values = np.ascontiguousarray(values.T)
+        if place.part is not None:
+            part, count = place.part
+            rows = len(values) // count
+            values = values[part * rows : (part + 1) * rows]
+        return values
+
+    def release(self, name: str) -> None:
+        """Drop the tensor's pages from resident memory."""
+        self._stored.release(self._place(name).name)
+
+    def _place(self, name: str) -> StoredName:
+        return self._names.get(name) or StoredName(name)
+
+
+class ArrayWeights:
+    """Tensors in memory. See ``Weights``."""
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self._arrays = arrays
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape."""
+        return self.float32(name).shape
+
+    def float32(self, name: str) -> Array:
+        """The tensor itself."""
+        try:
+            return self._arrays[name]
+        except KeyError:
+            raise missing_tensor(name, self._arrays, Path("memory")) from None
+
+    def release(self, name: str) -> None:
+        """Nothing: the caller owns the memory."""
+
+
+class OverlaidWeights:
+    """Tensors of ``above`` where it has them, else of ``below``. See ``Weights``."""
+
+    def __init__(self, above: ArrayWeights, below: Weights) -> None:
+        self._above, self._below = above, below
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape."""
+        return self._of(name).shape(name)
+
+    def float32(self, name: str) -> Array:
+        """The tensor's values."""
+        return self._of(name).float32(name)
+
+    def release(self, name: str) -> None:
+        """Let go of the tensor's pages."""
+        self._of(name).release(name)
+
+    def _of(self, name: str) -> Weights:
+        return self._above if name in self._above else self._below
+
+
+def check_weights(programs: Iterable[Program], weights: Weights, path: Path) -> None:
+    """Check that every tensor is there and fits, before the first is read.
+
+    Raises:
+        CheckpointError: naming the tensor, its shape and the one that the config asks for.
+    """
+    for program in programs:
+        for op, names, shape in program.weight_shapes():
+            stored = [weights.shape(name) for name in names]
+            rows = sum(one[0] if one else 0 for one in stored)
+            fits = rows == shape[0] and all(
+                math.prod(one[1:]) == math.prod(shape[1:]) for one in stored
+            )
+            if not fits:
+                raise CheckpointError(
+                    f"has the shape {' + '.join(map(str, stored))}, but the config of {op.name} "
+                    f"asks for {list(shape)}.",
+                    file=path,
+                    tensor=names[0],
+                    remedy="Config and weights are of different models: fetch both again.",
+                )

@@ -1,0 +1,127 @@
+"""A program that cannot be run is refused, and the operation at fault is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fuserve.diffusion.program import Attention, Conv, Linear, Op, Program, Slice, Value
+from fuserve.diffusion.program_builder import ProgramBuilder, group_norm, layer_norm
+
+
+def small_program() -> Program:
+    """A residual block with a skip, and a transformer's attention, of a guided pair."""
+    build = ProgramBuilder()
+    image = build.input("image", 1, 8, 8, 4)
+    time = build.input("time", 1, 1, 1, 96)
+    text = build.input("text", 2, 1, 7, 64)
+    first = build.conv("conv_in", image, 32)
+    down = build.conv(
+        "down",
+        first,
+        32,
+        stride=2,
+        norm=group_norm("norm", 8, 1e-5, silu=True),
+        channel_add=Slice(time, 32),
+    )
+    qkv = build.linear(("q", "k", "v"), down, 96, bias=False, norm=layer_norm("norm1", 1e-5))
+    self_attention = build.attention("attn1", Slice(qkv), Slice(qkv, 32), Slice(qkv, 64), 4, 8)
+    down = build.linear("out", self_attention, 32, residual=down)
+    query = build.linear("q2", down, 32)
+    cross = build.attention("attn2", Slice(query), Slice(text), Slice(text, 32), 2, 16)
+    cross = build.linear("ff", cross, 32, activation="geglu")
+    up = build.conv("up", cross, 32, upsample=True)
+    out = build.conv("conv_out", (up, first), 4, norm=group_norm("norm_out", 4, 1e-5))
+    build.output("out", out)
+    return build.finish()
+
+
+def changed(program: Program, name: str, **fields: object) -> Program:
+    ops: list[Op] = []
+    for op in program.ops:
+        ops.append(replace(op, **fields) if op.name == name else op)
+    return replace(program, ops=tuple(ops))
+
+
+def op(program: Program, name: str) -> Op:
+    return next(op for op in program.ops if op.name == name)
+
+
+def test_sizes_and_batches_follow_from_the_sources() -> None:
+    program = small_program()
+    shapes = {op.name: op.out.shape for op in program.ops}
+    assert shapes["conv_in"] == (1, 8, 8, 32)  # shared by both rows of the pair
+    assert shapes["down"] == (1, 4, 4, 32)
+    assert shapes["attn2"] == (2, 4, 4, 32)  # the first that reads the text
+    assert shapes["conv_out"] == (2, 8, 8, 4)
+
+
+def test_shapes_of_stacked_and_gated_weights() -> None:
+    shapes = {names: shape for _, names, shape in small_program().weight_shapes()}
+    assert shapes["q.weight", "k.weight", "v.weight"] == (96, 32)
+    assert shapes[("ff.weight",)] == (64, 32)
+    assert shapes[("ff.bias",)] == (64,)
+    assert shapes[("conv_out.weight",)] == (4, 64, 3, 3)
+    assert shapes[("norm_out.weight",)] == (64,)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "fault"),
+    [
+        ("conv_out", {"padding": (0, 0, 0, 0)}, "6 x 6 pixels"),
+        ("conv_out", {"norm": group_norm("n", 7, 1e-5)}, "64 channels in 7 groups"),
+        ("down", {"channel_add": None, "activation": "geglu"}, "for linears only"),
+        ("q", {"bias": ("q.bias",)}, "one bias for each"),
+        ("conv_in", {"weight": ()}, "no weight"),
+        ("attn2", {"causal": True}, "causal"),
+        ("attn1", {"heads": 5}, "reads up to channel"),
+    ],
+)
+def test_a_faulty_operation_is_named(name: str, fields: dict[str, object], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault) as caught:
+        changed(small_program(), name, **fields).validate()
+    assert repr(name) in str(caught.value)
+
+
+def test_values_are_written_once_and_before_they_are_read() -> None:
+    program = small_program()
+    with pytest.raises(ValueError, match=r"'conv_in' reads .* nothing has written"):
+        replace(program, inputs={"time": program.inputs["time"]}).validate()
+    with pytest.raises(ValueError, match="'conv_in' writes a value for the second time"):
+        replace(program, ops=(program.ops[0], *program.ops)).validate()
+    with pytest.raises(ValueError, match="nothing writes the output 'out'"):
+        replace(program, ops=program.ops[:-1]).validate()
+    with pytest.raises(ValueError, match="reads"):
+        replace(program, ops=program.ops[::-1]).validate()
+
+
+def test_channels_that_are_not_there_and_batches_that_do_not_divide_are_refused() -> None:
+    program = small_program()
+    down, attention = op(program, "down"), op(program, "attn1")
+    assert isinstance(down, Conv) and down.channel_add is not None
+    assert isinstance(attention, Attention)
+    beyond = replace(down.channel_add, first=65)
+    with pytest.raises(ValueError, match="'down' reads up to channel 97"):
+        changed(program, "down", channel_add=beyond).validate()
+    with pytest.raises(ValueError, match="'attn1' reads up to channel 97"):
+        changed(program, "attn1", value=replace(attention.value, first=65)).validate()
+    build = ProgramBuilder()
+    pair, three = build.input("pair", 2, 1, 1, 8), build.input("three", 3, 1, 1, 8)
+    build.output("sum", build.linear("sum", pair, 8, residual=three))
+    with pytest.raises(ValueError, match="'sum' reads a batch of 2 for one of 3"):
+        build.finish()
+
+
+def test_a_residual_of_geglu_has_both_halves() -> None:
+    build = ProgramBuilder()
+    source = build.input("source", 1, 1, 4, 8)
+    wide = build.linear("up", source, 32)
+    build.output("out", build.linear("ff", source, 16, activation="geglu", residual=wide))
+    program = build.finish()
+    linear = op(program, "ff")
+    assert isinstance(linear, Linear)
+    narrow = replace(program, inputs={**program.inputs, "narrow": Value(3, 1, 1, 4, 16)})
+    narrow = replace(narrow, values=(*program.values[:2], program.values[2], Value(3, 1, 1, 4, 16)))
+    with pytest.raises(ValueError, match="'ff' adds"):
+        changed(narrow, "ff", residual=Value(3, 1, 1, 4, 16)).validate()
