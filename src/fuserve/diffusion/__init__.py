@@ -1,1 +1,1 @@
-"""Diffusion models: specs, programs and their executors, schedulers, and the generation loop."""
+"""Diffusion models: specs, programs and their executors, and the models made of them."""

@@ -83,18 +83,18 @@ def _cosine_betas(count: int, largest: float = 0.999) -> FloatArray:
     """Nichol and Dhariwal, Improved Denoising Diffusion Probabilistic Models (2021), eq. 17."""
     time = np.arange(count + 1) / count
     signal = np.cos((time + 0.008) / 1.008 * np.pi / 2) ** 2
-    return np.minimum(1.0 - signal[1:] / signal[:-1], largest).astype(np.float32)
+    betas: FloatArray = np.minimum(1.0 - signal[1:] / signal[:-1], largest).astype(np.float32)
+    return betas
 
 
 def _rescale_to_zero_snr(betas: FloatArray) -> FloatArray:
     """Lin et al., Common Diffusion Noise Schedules and Sample Steps Are Flawed (2023), alg. 1."""
-    signal: FloatArray = np.sqrt(_cumprod(np.float32(1.0) - betas))
+    signal = np.sqrt(_cumprod(np.float32(1.0) - betas))
     first, last = signal[0], signal[-1]
-    signal = (signal - last) * (first / (first - last))
-    product: FloatArray = signal * signal
-    alphas = np.concatenate([product[:1], product[1:] / product[:-1]])
-    rescaled: FloatArray = np.float32(1.0) - alphas
-    return rescaled
+    shifted: FloatArray = (signal - last) * (first / (first - last))
+    product = shifted * shifted
+    alphas: FloatArray = np.concatenate([product[:1], product[1:] / product[:-1]])
+    return np.float32(1.0) - alphas
 
 
 def _cumprod(factors: FloatArray) -> FloatArray:
