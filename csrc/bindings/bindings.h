@@ -23,6 +23,8 @@ inline void require(bool condition, const std::string& message) {
 void bind_machine(nanobind::module_& m);
 void bind_linear(nanobind::module_& m);
 void bind_attention(nanobind::module_& m);
+void bind_conv(nanobind::module_& m);
 void bind_exchange(nanobind::module_& m);
 void bind_decoder(nanobind::module_& m);
+void bind_image(nanobind::module_& m);
 void bind_sampling(nanobind::module_& m);

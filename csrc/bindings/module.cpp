@@ -5,7 +5,9 @@ NB_MODULE(_native, m) {
   bind_machine(m);
   bind_linear(m);
   bind_attention(m);
+  bind_conv(m);
   bind_exchange(m);
   bind_decoder(m);
+  bind_image(m);
   bind_sampling(m);
 }

@@ -5,8 +5,8 @@
 #include "decoder/fused_decoder.h"
 #include "decoder/meeting.h"
 #include "decoder/rope.h"
-#include "decoder/units.h"
 #include "linear/linear.h"
+#include "linear/units.h"
 #include "norm/norm.h"
 
 namespace fuserve::FUSERVE_ISA {

@@ -6,10 +6,10 @@
 #include "decoder/activation.h"
 #include "decoder/meeting.h"
 #include "decoder/rope.h"
-#include "decoder/row_forms.h"
 #include "decoder/tree_sum.h"
-#include "decoder/units.h"
 #include "linear/linear.h"
+#include "linear/row_forms.h"
+#include "linear/units.h"
 #include "norm/norm.h"
 
 namespace fuserve::FUSERVE_ISA {

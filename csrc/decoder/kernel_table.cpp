@@ -3,11 +3,13 @@
 
 #include "attention/append.h"
 #include "attention/attention.h"
+#include "conv/conv.h"
 #include "decoder/fused_decoder.h"
-#include "decoder/row_forms.h"
 #include "decoder/tree_sum.h"
+#include "image/executor.h"
 #include "linear/linear.h"
 #include "linear/pack.h"
+#include "linear/row_forms.h"
 #include "machine/ceilings.h"
 #include "norm/norm.h"
 #include "runtime/kernels.h"
@@ -102,8 +104,26 @@ void add_parts(const float* const* parts, int count, int size, float* out) {
   });
 }
 
+void convolve(const PackedConv& w, const ConvInput* inputs, const ConvEpilogue* epilogues,
+              int batch, const ConvUnits& units, float* out, ThreadPool& pool) {
+  std::vector<Scratch> scratch(static_cast<size_t>(pool.size()));
+  const std::ptrdiff_t image_size =
+      static_cast<std::ptrdiff_t>(units.out_height) * w.out_width(inputs->width) * w.out_channels;
+  pool.run([&](Team& team, int thread) {
+    team.for_each(thread, batch * units.per_image(), [&](int index) {
+      const int image = index / units.per_image();
+      conv_unit(w, inputs[image], epilogues[image], units.unit(index % units.per_image()),
+                out + image * image_size, scratch[static_cast<size_t>(thread)]);
+    });
+  });
+}
+
 std::unique_ptr<Decoder> make_decoder(DecoderModel model, const KVCache& cache) {
   return std::make_unique<FusedDecoder>(std::move(model), cache);
+}
+
+std::unique_ptr<ImageExecutor> make_image_executor() {
+  return std::make_unique<FusedImageExecutor>();
 }
 
 }  // namespace
@@ -117,7 +137,9 @@ const Kernels& kernel_table() {
                              normalize_rows,
                              attention,
                              add_parts,
+                             convolve,
                              make_decoder,
+                             make_image_executor,
                              read_bandwidth,
                              fp32_rate,
                              byte_dot_rate,

@@ -5,7 +5,9 @@
 #include <string>
 
 #include "attention/attention_types.h"
+#include "conv/conv_types.h"
 #include "decoder/decoder.h"
+#include "image/program.h"
 #include "linear/format.h"
 #include "linear/pack_source.h"
 #include "norm/norm_types.h"
@@ -27,7 +29,11 @@ struct Kernels {
                     const float* values, float* out);
   // out = the sum of the parts, added as a tree.  parts: [count][size]
   void (*add_parts)(const float* const* parts, int count, int size, float* out);
+  // out: [batch][out height, out width, out channels], an input and an epilogue for each image
+  void (*convolve)(const PackedConv&, const ConvInput* inputs, const ConvEpilogue* epilogues,
+                   int batch, const ConvUnits&, float* out, ThreadPool&);
   std::unique_ptr<Decoder> (*make_decoder)(DecoderModel, const KVCache&);
+  std::unique_ptr<ImageExecutor> (*make_image_executor)();
   double (*read_bandwidth)(ThreadPool&, size_t bytes, int passes);
   double (*fp32_rate)(ThreadPool&);
   double (*byte_dot_rate)(ThreadPool&, bool q4);

@@ -96,7 +96,7 @@ inline F32x16 round(F32x16 a) {
   constexpr int mode = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
   return {_mm256_round_ps(a.lo, mode), _mm256_round_ps(a.hi, mode)};
 }
-// 2^n for integral n in [-126, 127].
+// 2^n for integral n in [-126, 127], and 0 for -127.
 inline F32x16 pow2(F32x16 n) {
   const auto one = [](__m256 x) {
     return _mm256_castsi256_ps(

@@ -22,11 +22,26 @@ inline F32x16 exp(F32x16 x) {
   return zero_where_below(mul(p, pow2(n)), x, lowest);
 }
 
+// 2^x for x <= 0 to about 2 ulp; exactly 1 at 0, exactly 0 from -127 on, NaN for NaN.
+inline F32x16 exp2(F32x16 x) {
+  const F32x16 bounded = max(set1(-127.0F), x);
+  const F32x16 n = round(bounded);
+  const F32x16 r = sub(bounded, n);
+  F32x16 p = set1(1.32647e-3F);
+  p = fma(p, r, set1(9.67151e-3F));
+  p = fma(p, r, set1(5.550734e-2F));
+  p = fma(p, r, set1(2.4022242e-1F));
+  p = fma(p, r, set1(6.9314698e-1F));
+  p = fma(p, r, set1(1.0F));
+  return mul(p, pow2(n));
+}
+
 // Nearest integers in [-127, 127]. Infinities go to an end, NaN to 127: whoever quantizes them
 // makes the scale NaN, but the integers are still added up.
 inline I32x16 to_int8_range(F32x16 x) { return to_int(max(set1(-127.0F), min(x, set1(127.0F)))); }
 
 inline F32x16 sigmoid(F32x16 x) { return div(set1(1.0F), add(set1(1.0F), exp(sub(zero(), x)))); }
+inline F32x16 silu(F32x16 x) { return mul(x, sigmoid(x)); }
 
 // tanh(x) = 1 - 2 / (exp(2x) + 1), absolute error below 2e-7.
 inline F32x16 tanh(F32x16 x) {
@@ -44,6 +59,11 @@ inline F32x16 erf(F32x16 x) {
   p = fma(p, t, set1(0.254829592F));
   const F32x16 tail = mul(mul(p, t), exp(sub(zero(), mul(a, a))));
   return copysign(sub(set1(1.0F), tail), x);
+}
+
+// x times the normal distribution's cumulative function, by erf.
+inline F32x16 gelu(F32x16 x) {
+  return mul(mul(x, set1(0.5F)), add(set1(1.0F), erf(mul(x, set1(0.70710678F)))));
 }
 
 }  // namespace fuserve::FUSERVE_ISA

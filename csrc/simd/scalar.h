@@ -88,7 +88,7 @@ inline F32x16 sqrt(F32x16 a) {
 inline F32x16 round(F32x16 a) {
   return each([&](int i) { return std::nearbyint(a.v[i]); });
 }
-// 2^n for integral n in [-126, 127].
+// 2^n for integral n in [-126, 127], and 0 for -127.
 inline F32x16 pow2(F32x16 n) {
   return each([&](int i) {
     const auto bits = static_cast<std::uint32_t>(static_cast<std::int32_t>(n.v[i]) + 127) << 23;

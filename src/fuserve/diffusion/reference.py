@@ -129,7 +129,7 @@ class ReferenceExecutor:
         def heads(part: Slice) -> Tensor:
             """[B, heads, tokens, head_dim]."""
             x = _channels(read(part.value), part, op.heads * op.head_dim).flatten(1, 2)
-            return x.unflatten(-1, (op.heads, op.head_dim)).transpose(1, 2)
+            return x.view(*x.shape[:2], op.heads, op.head_dim).transpose(1, 2)
 
         scores = heads(op.query) @ heads(op.key).transpose(-1, -2) * op.head_dim**-0.5
         if op.causal:

@@ -7,15 +7,17 @@ from fuserve.diffusion.program_builder import ProgramBuilder, layer_norm
 from fuserve.diffusion.text_encoder_spec import TextEncoderSpec
 
 
-def text_encoder_program(spec: TextEncoderSpec, prompts: int, *, skip: int) -> Program:
-    """``embeddings`` ``[prompts, 1, max_tokens, channels]`` to hidden states.
+def text_encoder_program(
+    spec: TextEncoderSpec, prompts: int, tokens: int, *, skip: int = 0
+) -> Program:
+    """``embeddings`` ``[prompts, 1, tokens, channels]`` to hidden states.
 
     Outputs: ``last``, through the final norm; with ``skip`` also ``hidden``, what layer
     ``layers - skip`` gave, without a norm.
     """
     build = ProgramBuilder()
     channels = spec.channels
-    hidden = build.input("embeddings", prompts, 1, spec.max_tokens, channels)
+    hidden = build.input("embeddings", prompts, 1, tokens, channels)
     for index in range(spec.layers):
         if spec.layers - index == skip:
             build.output("hidden", hidden)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from fuserve.architectures.fields import MAX_HEADS, MAX_VOCAB_SIZE, Fields
 from fuserve.diffusion.config_fields import MAX_CHANNELS, MAX_LAYERS, require
@@ -34,10 +33,10 @@ class TextEncoderSpec:
     projection_channels: int | None
 
 
-def text_encoder_spec(
-    fields: Fields, kind: Literal["CLIPTextModel", "CLIPTextModelWithProjection"]
-) -> TextEncoderSpec:
-    """From the config of a text encoder; absent fields have transformers' defaults.
+def text_encoder_spec(fields: Fields, *, projected: bool) -> TextEncoderSpec:
+    """From the config of a ``CLIPTextModel``, or with ``projected`` of one with a projection.
+
+    Absent fields have transformers' defaults.
 
     Raises:
         UnsupportedModelError: a field asks for what fuserve does not compute; it is named.
@@ -59,6 +58,6 @@ def text_encoder_spec(
         activation=fields.choice("hidden_act", _ACTIVATIONS, "quick_gelu"),
         eos_token_id=None if eos == 2 else eos,
         projection_channels=fields.integer("projection_dim", 512, high=MAX_CHANNELS)
-        if kind == "CLIPTextModelWithProjection"
+        if projected
         else None,
     )

@@ -14,6 +14,20 @@ EPS = 1e-6
 _BELOW_AND_RIGHT = (0, 0, 1, 1)
 
 
+def decoder_program(spec: VaeSpec | TinyVaeSpec, images: int, height: int, width: int) -> Program:
+    """The decoder of either kind of autoencoder; sizes are those of the latents."""
+    if isinstance(spec, TinyVaeSpec):
+        return tiny_decoder_program(spec, images, height, width)
+    return vae_decoder_program(spec, images, height, width)
+
+
+def encoder_program(spec: VaeSpec | TinyVaeSpec, images: int, height: int, width: int) -> Program:
+    """The encoder of either kind of autoencoder; sizes are those of the images."""
+    if isinstance(spec, TinyVaeSpec):
+        return tiny_encoder_program(spec, images, height, width)
+    return vae_encoder_program(spec, images, height, width)
+
+
 def vae_decoder_program(spec: VaeSpec, images: int, height: int, width: int) -> Program:
     """``latents`` ``[images, height, width, C]`` to ``image``, ``scale_factor`` times as large."""
     build = ProgramBuilder()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from fuserve.checkpoints import to_float32
 from fuserve.checkpoints.layout import missing_tensor
@@ -74,6 +75,21 @@ class CheckpointWeights:
             rows = len(values) // count
             values = values[part * rows : (part + 1) * rows]
         return values
+
+    def rows(self, name: str, indices: npt.NDArray[np.int64]) -> Array:
+        """Some rows of a matrix that is stored as it is wanted; only they are read.  # [n, ...]"""
+        stored = self._stored.tensor(self._place(name).name)
+        return to_float32(stored.take(indices.reshape(-1)))
+
+    def require_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Check a tensor that no program names. Raises CheckpointError."""
+        if self.shape(name) != shape:
+            raise CheckpointError(
+                f"has the shape {list(self.shape(name))}, but the config asks for {list(shape)}.",
+                file=self.path,
+                tensor=name,
+                remedy="Config and weights are of different models: fetch both again.",
+            )
 
     def release(self, name: str) -> None:
         """Drop the tensor's pages from resident memory."""

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <initializer_list>
 
-#include "decoder/workspace.h"
 #include "linear/format.h"
+#include "linear/row_buffer.h"
 
 namespace fuserve::FUSERVE_ISA {
 

@@ -1,0 +1,149 @@
+// Convolutions over NHWC images: their shapes, packed weights, inputs and epilogues.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include "linear/format.h"
+
+namespace fuserve {
+
+enum class ConvMethod : int {
+  direct = 0,
+  winograd2 = 1,  // F(2x2, 3x3) of arXiv 1509.09308
+  winograd4 = 2   // F(4x4, 3x3)
+};
+
+enum class ConvActivation : int { none = 0, relu = 1, silu = 2 };
+
+// Input channels whose weights are packed together, all of one source.
+struct ChannelBlock {
+  int source;
+  int first;    // in the source
+  int channel;  // in the concatenation of the sources
+  int count;
+};
+
+struct ConvShape {
+  std::array<int, 2> channels{};  // of one or two sources; the second is 0 without it
+  int out_channels = 0;
+  int size = 3;    // 1 or 3
+  int stride = 1;  // 1 or 2
+  int top = 0, left = 0, bottom = 0, right = 0;
+  bool upsample = false;  // nearest 2x before: size 3, stride 1, padding 1
+  ConvMethod method = ConvMethod::direct;
+  bool half = false;  // weights are kept as binary16
+
+  int in_channels() const { return channels[0] + channels[1]; }
+  int tiles() const { return ceil_div(out_channels, kTileRows); }
+
+  // Output pixels of a parity of row and column see an upsampled image through 2x2 of its pixels:
+  // four convolutions, whose weights are sums of the nine.
+  int phases() const { return upsample ? 4 : 1; }
+  int tap_rows() const { return upsample ? 2 : size; }
+  int taps() const { return method == ConvMethod::direct ? tap_rows() * tap_rows() : 1; }
+
+  // Winograd: rows of outputs of a tile, and its component products.
+  int tile_outputs() const { return method == ConvMethod::winograd4 ? 4 : 2; }
+  int components() const {
+    return method == ConvMethod::direct ? 1 : (tile_outputs() + 2) * (tile_outputs() + 2);
+  }
+
+  int out_height(int height) const { return extent(height, top + bottom); }
+  int out_width(int width) const { return extent(width, left + right); }
+  // Output rows that units begin at multiples of.
+  int row_step() const { return method != ConvMethod::direct ? tile_outputs() : upsample ? 2 : 1; }
+
+  // A panel of 16 outputs of a block is at most half of a 32 KB first-level cache.
+  int block_channels() const { return taps() == 9 ? 32 : kPanelValues / taps(); }
+  int blocks_of(int source) const {
+    return ceil_div(channels[static_cast<size_t>(source)], block_channels());
+  }
+  int blocks() const { return blocks_of(0) + blocks_of(1); }
+  ChannelBlock block(int index) const {
+    const int source = index < blocks_of(0) ? 0 : 1;
+    const int first = (index - source * blocks_of(0)) * block_channels();
+    const int left_over = channels[static_cast<size_t>(source)] - first;
+    return {source, first, source * channels[0] + first,
+            left_over < block_channels() ? left_over : block_channels()};
+  }
+
+  size_t packed_values() const {
+    return static_cast<size_t>(phases() * taps() * components()) *
+           static_cast<size_t>(tiles() * kTileRows) * static_cast<size_t>(in_channels());
+  }
+  size_t packed_bytes() const { return packed_values() * (half ? 2 : 4); }
+  // Direct: [block][phase][tile] panels of [tap][channel][16].
+  size_t panel_offset(const ChannelBlock& at, int phase, int tile) const {
+    const auto panels = static_cast<size_t>(phases() * tiles());
+    const auto row = static_cast<size_t>(taps() * kTileRows);
+    return row * (panels * static_cast<size_t>(at.channel) +
+                  static_cast<size_t>(phase * tiles() + tile) * static_cast<size_t>(at.count));
+  }
+  // Winograd: [tile][component] panels of [channel][16].
+  size_t component_offset(int tile, int component) const {
+    return static_cast<size_t>(tile * components() + component) *
+           static_cast<size_t>(in_channels() * kTileRows);
+  }
+
+ private:
+  static constexpr int kPanelValues = 256;
+  int extent(int in, int padding) const {
+    return upsample ? 2 * in : (in + padding - size) / stride + 1;
+  }
+};
+
+struct PackedConv : ConvShape {
+  const std::uint8_t* data = nullptr;
+  const float* bias = nullptr;  // [tiles * 16], zero in the padding; null: none
+};
+
+// One image, before padding and upsampling. What the product sees of it is x * scale + shift, where
+// a GroupNorm came down to that, and SiLU of it where asked; padding is zero after both.
+struct ConvInput {
+  std::array<const float*, 2> sources{};  // [height, width, channels of the source] each
+  int height = 0;
+  int width = 0;
+  const float* scale = nullptr;  // [in channels], with shift; null: none
+  const float* shift = nullptr;
+  bool silu = false;
+};
+
+// What becomes of a product, in this order; null: nothing. All of one image.
+struct ConvEpilogue {
+  const float* channel_add = nullptr;  // [out channels]
+  const float* residual = nullptr;     // [out height, out width, out channels]; may be the output
+  ConvActivation activation = ConvActivation::none;
+};
+
+// Output rows [first_row, last_row) of 16-channel tiles [first_tile, last_tile) of an image;
+// first_row is a multiple of row_step(), and so is last_row but at the image's end.
+struct ConvUnit {
+  int first_row, last_row;
+  int first_tile, last_tile;
+};
+
+// How a batch is cut into units.
+struct ConvUnits {
+  int out_height;
+  int tiles;
+  int band_rows;
+  int unit_tiles;
+
+  int bands() const { return ceil_div(out_height, band_rows); }
+  int parts() const { return ceil_div(tiles, unit_tiles); }
+  int per_image() const { return bands() * parts(); }
+  // Unit `index` of an image.
+  ConvUnit unit(int index) const {
+    const int row = index / parts() * band_rows, tile = index % parts() * unit_tiles;
+    return {row, row + band_rows < out_height ? row + band_rows : out_height, tile,
+            tile + unit_tiles < tiles ? tile + unit_tiles : tiles};
+  }
+};
+
+// A cut that keeps a unit's sums in the caches, packs little of the input twice and gives every
+// thread its share. Results do not depend on it.
+ConvUnits conv_units(const ConvShape& shape, int batch, int height, int width, int num_threads);
+
+}  // namespace fuserve

@@ -1,0 +1,14 @@
+// Packing: convolution weights as a checkpoint has them into panels, transformed if asked.
+#pragma once
+
+#include "conv/conv_types.h"
+#include "linear/pack_source.h"
+#include "runtime/team.h"
+
+namespace fuserve {
+
+// weights: [out channels, in channels, size, size], contiguous; packed: shape.packed_bytes()
+void pack_conv(const ConvShape& shape, SourceType type, const void* weights, std::uint8_t* packed,
+               ThreadPool& pool);
+
+}  // namespace fuserve

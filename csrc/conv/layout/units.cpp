@@ -1,0 +1,55 @@
+#include <algorithm>
+
+#include "conv/conv_types.h"
+
+namespace fuserve {
+namespace {
+
+// Rough costs in cycles, for choosing among cuts alone: sixteen multiply-adds are one.
+constexpr double kPackValue = 0.3;       // normalizing a value of the input
+constexpr double kTransformValue = 0.6;  // a component of a value of the input
+constexpr double kWeightByte = 0.1;      // reading weights, of which prefetching hides much
+constexpr double kSpilledSum = 0.3;      // a sum that leaves the second-level cache, for each block
+constexpr double kCachedSums = 64e3;
+constexpr double kMostTransformed = 1.5e6;  // transformed values, in the last-level cache
+
+double cost(const ConvShape& shape, int width, int rows, int tiles) {
+  const double channels = shape.in_channels(), pixels = double{1} * rows * width;
+  const double window = (rows * shape.stride / (shape.upsample ? 2.0 : 1.0) + shape.size - 1) *
+                        (width * shape.stride / (shape.upsample ? 2.0 : 1.0) + shape.size - 1);
+  const double pack = kPackValue * window * channels;
+  const double weights =
+      kWeightByte * static_cast<double>(shape.packed_bytes()) * tiles / shape.tiles();
+  if (shape.method == ConvMethod::direct) {
+    const double sums = pixels * tiles * kTileRows;
+    const double spilled = sums > kCachedSums ? kSpilledSum * sums * shape.blocks() : 0.0;
+    return pixels * channels * shape.taps() * tiles + pack + weights + spilled;
+  }
+  const int m = shape.tile_outputs();
+  const double transformed = ceil_div(rows, m) * ceil_div(width, m) * shape.components() * channels;
+  const double total = transformed * (tiles + kTransformValue) + pack + weights;
+  return transformed > kMostTransformed ? 2.0 * total : total;
+}
+
+}  // namespace
+
+ConvUnits conv_units(const ConvShape& shape, int batch, int height, int width, int num_threads) {
+  const int rows = shape.out_height(height), tiles = shape.tiles(), step = shape.row_step();
+  ConvUnits best{rows, tiles, step, tiles};
+  double best_cost = 0.0;
+  for (int bands = ceil_div(rows, step); bands > 0; --bands)
+    for (int parts = 1; parts <= std::min(tiles, 4 * num_threads); ++parts) {
+      const ConvUnits cut{rows, tiles, round_up(ceil_div(rows, bands), step),
+                          ceil_div(tiles, parts)};
+      const int in_turn = ceil_div(batch * cut.per_image(), num_threads);
+      const double total =
+          in_turn * cost(shape, shape.out_width(width), cut.band_rows, cut.unit_tiles);
+      if (best_cost == 0.0 || total < best_cost) {
+        best = cut;
+        best_cost = total;
+      }
+    }
+  return best;
+}
+
+}  // namespace fuserve

@@ -1,0 +1,118 @@
+// A program: a flat list of operations over images that lie channels last (NHWC) in fp32, and what
+// runs it. The Python side (fuserve.diffusion.program) describes them to people.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "conv/conv_types.h"
+#include "linear/format.h"
+#include "norm/norm_types.h"
+#include "runtime/team.h"
+
+namespace fuserve {
+
+inline constexpr int kNoValue = -1;
+
+// Tokens of an attention block are the pixels of the same memory.
+struct ImageValue {
+  int batch = 0;
+  int height = 0;
+  int width = 0;
+  int channels = 0;
+  std::ptrdiff_t offset = -1;  // floats from the arena's start; negative: bound at each run
+
+  int pixels() const { return height * width; }
+  size_t image_floats() const {
+    return static_cast<size_t>(pixels()) * static_cast<size_t>(channels);
+  }
+};
+
+struct GroupNorm {
+  int groups = 0;
+  int channels = 0;
+  float eps = 0.0F;
+  bool silu = false;
+  const float* weight = nullptr;  // [channels]; null: this norm does not exist
+  const float* bias = nullptr;    // [channels]
+
+  explicit operator bool() const { return weight != nullptr; }
+};
+
+enum class LinearActivation : int {
+  none = 0,
+  silu = 1,
+  gelu = 2,
+  quick_gelu = 3,
+  geglu = 4,
+  relu = 5
+};
+
+// Operations name their operands by index into the program's values. An operand with fewer images
+// than the result stands for as many consecutive ones of it each.
+struct NormalizeOp {
+  int out = kNoValue;
+  int sources[2] = {kNoValue, kNoValue};  // channels one after the other
+  GroupNorm group;                        // one of the two
+  Norm layer;
+};
+
+// A value's channels from `first` on.
+struct ChannelSlice {
+  int value = kNoValue;
+  int first = 0;
+};
+
+struct ConvOp {
+  int out = kNoValue;
+  int sources[2] = {kNoValue, kNoValue};
+  ChannelSlice channel_add;  // of a value of one pixel
+  int residual = kNoValue;
+  GroupNorm norm;  // of the sources, before padding and upsampling
+  ConvActivation activation = ConvActivation::none;
+  PackedConv weights;
+};
+
+// geglu: the weights' rows are values, then gates, each on tiles of their own; so are a residual's
+// channels, which is added before the activation.
+struct LinearOp {
+  int out = kNoValue;
+  int source = kNoValue;
+  int residual = kNoValue;
+  Norm norm;
+  LinearActivation activation = LinearActivation::none;
+  PackedLinear weights;
+};
+
+struct AttentionOp {
+  int out = kNoValue;
+  ChannelSlice query, key, value;
+  int heads = 0;
+  int head_dim = 0;
+  bool causal = false;
+};
+
+using ImageOp = std::variant<NormalizeOp, ConvOp, LinearOp, AttentionOp>;
+
+struct ImageProgram {
+  std::vector<ImageValue> values;
+  std::vector<ImageOp> ops;
+  size_t arena_floats = 0;
+};
+
+// Runs programs, one at a time, in memory that serves them all.
+class ImageExecutor {
+ public:
+  virtual ~ImageExecutor() = default;
+  // bound: memory of the values that are bound, by index; null for others.
+  // seconds: of each operation, or null.
+  virtual void run(const ImageProgram& program, const std::vector<float*>& bound, ThreadPool& pool,
+                   double* seconds) = 0;
+  // Gives all memory back; the next run takes what it needs.
+  virtual void release() = 0;
+};
+
+}  // namespace fuserve

@@ -1,0 +1,331 @@
+"""A text-to-image model: encode prompts, denoise, decode."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fuserve.checkpoints.find import find_diffusion_model
+from fuserve.diffusion.backends import make_backend
+from fuserve.diffusion.denoiser import Denoiser, TextStates
+from fuserve.diffusion.diffusers_folder import read_diffusers_folder, read_vae
+from fuserve.diffusion.network import Network
+from fuserve.diffusion.options import DiffusionOptions
+from fuserve.diffusion.parts import ModelParts
+from fuserve.diffusion.program import Array
+from fuserve.diffusion.prompts import PromptEmbeds, PromptEncoder
+from fuserve.diffusion.unet_program import (
+    guidance_embedding,
+    prompt_program,
+    sinusoids,
+    time_program,
+)
+from fuserve.diffusion.vae_program import decoder_program, encoder_program
+from fuserve.diffusion.vae_spec import TinyVaeSpec
+from fuserve.errors import InvalidRequestError
+
+DEFAULT_OPTIONS = DiffusionOptions()
+MAX_TEXT_STATE_BYTES = 256 << 20
+"""Of the keys and values of prompts that are kept: 8 MB each for SD 1.5, 55 MB for SDXL."""
+
+
+class DiffusionModel:
+    """Text encoders, denoising network and autoencoder of one checkpoint.
+
+    For one thread at a time.
+
+    Args:
+        parts: of the checkpoint, checked.
+        options: how it is held in memory and run.
+    """
+
+    def __init__(self, parts: ModelParts, options: DiffusionOptions = DEFAULT_OPTIONS) -> None:
+        self._parts = parts
+        self._spec = spec = parts.unet.spec
+        backend = make_backend(options)
+        count = options.num_cached_programs
+        self._prompts = PromptEncoder(
+            parts.texts,
+            backend,
+            penultimate=parts.penultimate,
+            pooled=spec.text_time is not None,
+        )
+        self._unet = Network(parts.unet.weights, backend, count)
+        self._vae = None if parts.vae is None else Network(parts.vae.weights, backend, count)
+        self._text_states: OrderedDict[str, TextStates] = OrderedDict()
+
+    @classmethod
+    def load(cls, model: str | Path, options: DiffusionOptions = DEFAULT_OPTIONS) -> DiffusionModel:
+        """From a diffusers folder, a hub id, or ``"demo-diffusion"``.
+
+        Raises:
+            ModelNotFoundError: there is no such model.
+            CheckpointError: it is damaged, incomplete, or in a form that is refused.
+            UnsupportedModelError: a field of its configs is not supported; it is named.
+            MissingExtraError: the demo model or torch is asked for and not installed.
+        """
+        parts = read_diffusers_folder(find_diffusion_model(model))
+        if options.vae is not None:
+            parts = parts.with_vae(read_vae(options.vae))
+        parts.check()
+        return cls(parts, options)
+
+    @property
+    def scheduler_config(self) -> Mapping[str, Any]:
+        """The checkpoint's ``scheduler_config.json``."""
+        return self._parts.scheduler_config
+
+    @property
+    def prediction_type(self) -> str:
+        """``epsilon``, ``v_prediction`` or ``sample``."""
+        return str(self._parts.scheduler_config.get("prediction_type", "epsilon"))
+
+    @property
+    def in_channels(self) -> int:
+        """Channels that the network reads: more than the latents' for an inpainting model."""
+        return self._spec.in_channels
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        vae = self._parts.vae
+        return self._spec.out_channels if vae is None else vae.spec.latent_channels
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels of a side over latents."""
+        return 1 if self._parts.vae is None else self._parts.vae.spec.scale_factor
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width in pixels must be multiples of this."""
+        return self.scale_factor * self._spec.size_multiple
+
+    @property
+    def sample_size(self) -> int:
+        """Side of the latents that the model was trained on."""
+        return self._spec.sample_size
+
+    @property
+    def scaling_factor(self) -> float:
+        """What encoded images are multiplied by to have unit variance."""
+        return 1.0 if self._parts.vae is None else self._parts.vae.spec.scaling_factor
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """The network is told the guidance scale (LCM); it needs no negative prompt then."""
+        return self._spec.guidance_channels is not None
+
+    def encode_prompts(self, prompts: Sequence[str], *, negative: bool = False) -> PromptEmbeds:
+        """Encode prompts, or take them from those that were encoded lately.
+
+        Args:
+            prompts: at least one; what is longer than the text encoder reads is cut off.
+            negative: an empty prompt means none; SDXL's is zeros.
+
+        Raises:
+            InvalidRequestError: there is no prompt, or one is no text.
+        """
+        embeds = self._prompts.encode(prompts)
+        if not (negative and self._parts.zero_empty_negative and "" in prompts):
+            return embeds
+        kept = np.array([bool(prompt) for prompt in prompts], np.float32)
+        keys = tuple(prompt or _ZEROS for prompt in prompts)
+        pooled = None if embeds.pooled is None else embeds.pooled * kept[:, None]
+        return PromptEmbeds(embeds.hidden * kept[:, None, None], pooled, keys)
+
+    def denoiser(
+        self,
+        positive: PromptEmbeds,
+        negative: PromptEmbeds | None,
+        timesteps: Array,
+        height: int,
+        width: int,
+        *,
+        guidance_scale: float = 1.0,
+    ) -> Denoiser:
+        """Bind prompts, timesteps and a size in pixels: what depends on these is computed now.
+
+        ``guidance_scale`` is for networks that are told it (``embeds_guidance``).
+
+        Raises:
+            InvalidRequestError: the size is no multiple of ``size_multiple``, or there are not as
+                many negative prompts as positive ones.
+        """
+        multiple = self.size_multiple
+        for name, side in (("height", height), ("width", width)):
+            if side < multiple or side % multiple:
+                near = max(1, round(side / multiple)) * multiple
+                raise InvalidRequestError(
+                    f"{name}={side} must be a multiple of {multiple} for this model, as {near}."
+                )
+        if negative is not None and len(negative) != len(positive):
+            raise InvalidRequestError(
+                f"There are {len(negative)} negative prompts for {len(positive)} prompts."
+            )
+        times = self._times(positive, negative, timesteps, height, width, guidance_scale)
+        factor = self.scale_factor
+        return Denoiser(
+            self._spec,
+            self._unet,
+            self._states(positive),
+            None if negative is None else self._states(negative),
+            times,
+            height // factor,
+            width // factor,
+        )
+
+    def decode(self, latents: Array) -> Array:
+        """Latents to images, one after the other.
+
+        Args:
+            latents: ``[images, height, width, latent_channels]``, as they were denoised.
+
+        Returns:
+            ``[images, height, width, 3]``, values from 0 to 1.
+        """
+        vae = self._parts.vae
+        if vae is None or self._vae is None:
+            return _unit_range(latents)
+        spec, network = vae.spec, self._vae
+        latents = latents / np.float32(spec.scaling_factor) + np.float32(spec.shift_factor)
+        is_tiny = isinstance(spec, TinyVaeSpec)
+        if is_tiny:
+            latents = 3 * np.tanh(latents / np.float32(3))
+        _, height, width, _ = latents.shape
+        images = [
+            network.run(
+                ("decode", height, width),
+                lambda: decoder_program(spec, 1, height, width),
+                {"latents": row[None]},
+            )["image"]
+            for row in latents
+        ]
+        image = np.concatenate(images)
+        return _unit_range(image * np.float32(2) - np.float32(1) if is_tiny else image)
+
+    def encode(self, images: Array) -> Array:
+        """Images to what their latents are drawn from.
+
+        Args:
+            images: ``[images, height, width, 3]``, values from 0 to 1.
+
+        Returns:
+            Means and log-variances of latents before ``scaling_factor``, side by side
+            # [images, height, width, 2 * latent_channels].
+
+        Raises:
+            InvalidRequestError: a side is no multiple of ``scale_factor``.
+        """
+        _, height, width, _ = images.shape
+        if height % self.scale_factor or width % self.scale_factor:
+            raise InvalidRequestError(
+                f"An image of {width} x {height} has a side that is no multiple of "
+                f"{self.scale_factor}: resize it before."
+            )
+        vae = self._parts.vae
+        if vae is None or self._vae is None:
+            return _certain(images * np.float32(2) - np.float32(1))
+        spec, network = vae.spec, self._vae
+        is_tiny = isinstance(spec, TinyVaeSpec)
+        if not is_tiny:
+            images = images * np.float32(2) - np.float32(1)
+        moments = [
+            network.run(
+                ("encode", height, width),
+                lambda: encoder_program(spec, 1, height, width),
+                {"image": row[None]},
+            )["moments"]
+            for row in images
+        ]
+        found = np.concatenate(moments)
+        if is_tiny:
+            found = _certain(found)
+        found[..., : spec.latent_channels] -= np.float32(spec.shift_factor)
+        return found
+
+    def _states(self, embeds: PromptEmbeds) -> list[TextStates]:
+        """Keys and values of each prompt, of which those used lately are kept."""
+        states, tokens = [], embeds.hidden.shape[1]
+        for key, hidden in zip(embeds.keys, embeds.hidden, strict=True):
+            found = self._text_states.pop(key, None)
+            if found is None:
+                found = self._unet.run(
+                    ("prompt", tokens),
+                    lambda: prompt_program(self._spec, 1, tokens),
+                    {"text": hidden[None, None]},
+                )
+            self._text_states[key] = found
+            states.append(found)
+        each = sum(array.nbytes for array in states[0].values())
+        kept = max(2, MAX_TEXT_STATE_BYTES // max(each, 1))
+        while len(self._text_states) > kept:
+            del self._text_states[next(key for key in self._text_states if key not in _ALWAYS_KEPT)]
+        return states
+
+    def _times(
+        self,
+        positive: PromptEmbeds,
+        negative: PromptEmbeds | None,
+        timesteps: Array,
+        height: int,
+        width: int,
+        guidance_scale: float,
+    ) -> Array:
+        """What the residual blocks add at each step  # [steps, rows, channels]."""
+        spec, steps = self._spec, len(timesteps)
+        time = sinusoids(
+            np.asarray(timesteps),
+            spec.time_channels,
+            sin_first=spec.sin_first,
+            freq_shift=spec.freq_shift,
+        )
+        rows = 1
+        inputs: dict[str, Array] = {}
+        if spec.text_time is not None:
+            added = self._added(positive, negative, height, width)
+            rows = len(added)
+            inputs["added"] = np.tile(added, (steps, 1))
+        if spec.guidance_channels is not None:
+            guidance = guidance_embedding(guidance_scale, spec.guidance_channels)
+            inputs["guidance"] = np.repeat(guidance, steps * rows, axis=0)
+        inputs["time"] = np.repeat(time, rows, axis=0)
+        count = steps * rows
+        inputs = {name: array.reshape(count, 1, 1, -1) for name, array in inputs.items()}
+        times = self._unet.run(("time", count), lambda: time_program(spec, count), inputs)["time"]
+        return times.reshape(steps, rows, -1)
+
+    def _added(
+        self, positive: PromptEmbeds, negative: PromptEmbeds | None, height: int, width: int
+    ) -> Array:
+        """Pooled text and sizes: original, crop corner, target  # [rows of text, channels]."""
+        text_time = self._spec.text_time
+        assert text_time is not None and positive.pooled is not None
+        pooled = positive.pooled[:, None]  # [prompts, 1, channels]
+        if negative is not None:
+            assert negative.pooled is not None
+            pooled = np.stack([negative.pooled, positive.pooled], axis=1)
+        pooled = pooled.reshape(-1, pooled.shape[-1])
+        sizes = np.array([height, width, 0, 0, height, width], np.float32)
+        embedded = sinusoids(sizes, text_time.time_dim).reshape(1, -1)
+        return np.concatenate([pooled, np.repeat(embedded, len(pooled), axis=0)], axis=1)
+
+
+_ZEROS = "\0"  # the key of a row of zeros, which no prompt in use is
+_ALWAYS_KEPT = ("", _ZEROS)
+_LOG_VARIANCE_OF_NOTHING = np.float32(-30)
+
+
+def _unit_range(image: Array) -> Array:
+    """From [-1, 1] to [0, 1]."""
+    pixels: Array = np.clip(image * np.float32(0.5) + np.float32(0.5), 0, 1)
+    return pixels
+
+
+def _certain(latents: Array) -> Array:
+    """Moments of latents that are not drawn: as good as no variance."""
+    return np.concatenate([latents, np.full_like(latents, _LOG_VARIANCE_OF_NOTHING)], axis=-1)

@@ -1,0 +1,186 @@
+"""Programs run natively: all operations in one call, in memory planned before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from fuserve._native import ImageExecutor, ImageProgram, ThreadPool
+from fuserve.diffusion.arena import Lifetime, plan_arena
+from fuserve.diffusion.packed_weights import PackedWeights
+from fuserve.diffusion.program import (
+    Array,
+    Attention,
+    Conv,
+    Linear,
+    Normalize,
+    Op,
+    Program,
+    Slice,
+    Value,
+)
+from fuserve.diffusion.program import GroupNorm as GroupNormSpec
+from fuserve.kernels.conv import ConvActivation
+from fuserve.kernels.machine import selected_isa
+
+BOUND = -1
+"""The offset of values that are bound to arrays at each run."""
+NO_VALUE = -1
+
+LINEAR_ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "quick_gelu": 3, "geglu": 4, "relu": 5}
+"""As ``csrc/image/program.h`` numbers them."""
+CONV_ACTIVATIONS = {
+    "none": ConvActivation.NONE,
+    "relu": ConvActivation.RELU,
+    "silu": ConvActivation.SILU,
+}
+
+
+class NativeWorkspace:
+    """The threads and the memory in which programs run, one at a time; shared by any number.
+
+    Args:
+        pool: the threads.
+    """
+
+    def __init__(self, pool: ThreadPool) -> None:
+        self.pool = pool
+        self.executor = ImageExecutor(selected_isa())
+
+    def release(self) -> None:
+        """Give the memory back; the next run takes what it needs."""
+        self.executor.release()
+
+
+class NativeProgram:
+    """A program ready to run.
+
+    Args:
+        program: what to run.
+        weights: of its checkpoint; packs those that no program has used before.
+        workspace: where it runs.
+
+    Raises:
+        CheckpointError: a tensor is missing.
+        ValueError: an operation is in no form that the kernels have.
+    """
+
+    def __init__(
+        self, program: Program, weights: PackedWeights, workspace: NativeWorkspace
+    ) -> None:
+        self._program, self._workspace = program, workspace
+        self._native = ImageProgram()
+        self._weights = weights
+        offsets = value_offsets(program)
+        for value in program.values:
+            self._native.add_value(*value.shape, offsets.get(value, BOUND))
+        for op in program.ops:
+            try:
+                self._add(op)
+            except ValueError as error:
+                raise ValueError(f"{type(op).__name__} {op.name!r}: {error}") from error
+
+    @property
+    def program(self) -> Program:
+        """The program."""
+        return self._program
+
+    @property
+    def arena_bytes(self) -> int:
+        """Memory of the values between inputs and outputs."""
+        return int(self._native.arena_bytes)
+
+    def run(
+        self, inputs: Mapping[str, Array], op_seconds: npt.NDArray[np.float64] | None = None
+    ) -> dict[str, Array]:
+        """All operations; one call, the GIL released.
+
+        Args:
+            inputs: by name, of their values' shapes (any that has as many elements will do).
+            op_seconds: filled with the time of each operation, or None.  # [ops]
+
+        Raises:
+            ValueError: an input is missing, unknown or of another size.
+        """
+        if inputs.keys() != self._program.inputs.keys():
+            raise ValueError(f"the inputs are {sorted(self._program.inputs)}, not {sorted(inputs)}")
+        arrays: dict[int, Array] = {}
+        for name, value in self._program.inputs.items():
+            array = np.ascontiguousarray(inputs[name], np.float32)
+            if array.size != value.batch * value.tokens * value.channels:
+                raise ValueError(f"input {name!r} is {list(array.shape)}, not {list(value.shape)}")
+            arrays[value.index] = array
+        outputs = {}
+        for name, value in self._program.outputs.items():
+            if value.index not in arrays:
+                arrays[value.index] = np.empty(value.shape, np.float32)
+            outputs[name] = arrays[value.index].reshape(value.shape)
+        self._workspace.executor.run(self._native, self._workspace.pool, arrays, op_seconds)
+        return outputs
+
+    def _add(self, op: Op) -> None:
+        if isinstance(op, Conv):
+            self._add_conv(op)
+        elif isinstance(op, Linear):
+            norm = None if op.norm is None else self._weights.layer_norm(op.norm)
+            self._native.add_linear(
+                op.out.index,
+                op.source.index,
+                self._weights.linear(op),
+                norm,
+                _index(op.residual),
+                LINEAR_ACTIVATIONS[op.activation],
+            )
+        elif isinstance(op, Attention):
+            parts = (_slice(part) for part in (op.query, op.key, op.value))
+            self._native.add_attention(op.out.index, *parts, op.heads, op.head_dim, op.causal)
+        else:
+            self._add_normalize(op)
+
+    def _add_conv(self, op: Conv) -> None:
+        if op.activation not in CONV_ACTIVATIONS:
+            raise ValueError(f"convolutions have no activation {op.activation!r}")
+        self._native.add_conv(
+            op.out.index,
+            [source.index for source in op.sources],
+            self._weights.conv(op),
+            None if op.norm is None else self._weights.group_norm(op.norm),
+            (NO_VALUE, 0) if op.channel_add is None else _slice(op.channel_add),
+            _index(op.residual),
+            int(CONV_ACTIVATIONS[op.activation]),
+        )
+
+    def _add_normalize(self, op: Normalize) -> None:
+        if isinstance(op.norm, GroupNormSpec):
+            sources = [source.index for source in op.sources]
+            self._native.add_group_norm(op.out.index, sources, self._weights.group_norm(op.norm))
+        else:
+            norm = self._weights.layer_norm(op.norm)
+            self._native.add_layer_norm(op.out.index, op.sources[0].index, norm)
+
+
+def value_offsets(program: Program) -> dict[Value, int]:
+    """Where values lie in the arena, in floats; inputs and outputs lie elsewhere."""
+    bound = {*program.inputs.values(), *program.outputs.values()}
+    first, last = {}, {}
+    for index, op in enumerate(program.ops):
+        first[op.out] = last[op.out] = index
+        for value in op.reads():
+            last[value] = index
+    values = [value for value in first if value not in bound]
+    lifetimes = [
+        Lifetime(value.batch * value.tokens * value.channels, first[value], last[value])
+        for value in values
+    ]
+    offsets, _ = plan_arena(lifetimes)
+    return dict(zip(values, offsets, strict=True))
+
+
+def _index(value: Value | None) -> int:
+    return NO_VALUE if value is None else value.index
+
+
+def _slice(part: Slice) -> tuple[int, int]:
+    return (part.value.index, part.first)

@@ -1,0 +1,55 @@
+"""What a user may choose about how a diffusion model is held in memory and run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fuserve.errors import InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True)
+class LoraOption:
+    """A LoRA to add: a ``.safetensors`` file, or a folder with one, and how much of it."""
+
+    path: str | Path
+    scale: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class DiffusionOptions:
+    """Options of one loaded model.
+
+    Attributes:
+        executor: "reference" runs in torch.
+        device: of the reference executor.
+        dtype: of the weights in memory; arithmetic is float32. "auto" is float32.
+        exact_conv: convolve directly, without Winograd's transforms.
+        vae: a folder or hub id with another autoencoder, such as "madebyollin/taesd".
+        loras: added at run time, beside the weights.
+        num_threads: None takes affinity, cgroup quota and SMT siblings into account.
+        num_cached_programs: sizes of each network that are kept ready.
+
+    Raises:
+        InvalidRequestError: a value is out of range.
+    """
+
+    executor: Literal["native", "reference"] = "native"
+    device: str = "cpu"
+    dtype: Literal["auto", "float32", "float16"] = "auto"
+    exact_conv: bool = False
+    vae: str | Path | None = None
+    loras: tuple[LoraOption, ...] = ()
+    num_threads: int | None = None
+    num_cached_programs: int = 8
+
+    def __post_init__(self) -> None:
+        if self.executor not in ("native", "reference"):
+            raise InvalidRequestError(f"executor={self.executor!r} is not 'native' or 'reference'.")
+        if self.dtype not in ("auto", "float32", "float16"):
+            raise InvalidRequestError(
+                f"dtype={self.dtype!r} is not 'auto', 'float32' or 'float16'."
+            )
+        if self.num_cached_programs < 1:
+            raise InvalidRequestError("num_cached_programs must be at least 1.")

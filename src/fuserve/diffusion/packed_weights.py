@@ -1,0 +1,150 @@
+"""Weights in the layouts that the kernels read, packed once and shared by programs of all sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fuserve._native import ConvShape, GroupNorm, Norm, PackedConv, PackedLinear, ThreadPool
+from fuserve.diffusion import program as ops
+from fuserve.kernels.conv import ConvMethod, conv_shape, pack_conv, packed_conv
+from fuserve.kernels.linear import Storage, WeightFormat, pack_floats, packed_linear
+
+FLOAT32 = Storage(WeightFormat.F32)
+
+TILE_ROWS = 16
+"""Rows of a packed tile (``csrc/linear/format.h``)."""
+
+Packed = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class PackingOptions:
+    """How weights are kept.
+
+    Attributes:
+        linear: the format of linear layers.
+        half_conv: keep convolutions as float16.
+        exact_conv: compute every convolution directly, without Winograd's transforms.
+    """
+
+    linear: Storage = FLOAT32
+    half_conv: bool = False
+    exact_conv: bool = False
+
+
+class PackedWeights:
+    """One checkpoint's tensors as operations want them, packed when they are first asked for.
+
+    Unpacked tensors are read one at a time and let go again, so that memory stays near the packed
+    size. For one thread at a time.
+
+    Args:
+        weights: where the tensors come from.
+        pool: the threads that pack.
+        options: how they are kept.
+    """
+
+    def __init__(
+        self, weights: ops.Weights, pool: ThreadPool, options: PackingOptions = PackingOptions()
+    ) -> None:
+        self._weights, self._pool, self._options = weights, pool, options
+        self._vectors: dict[str, ops.Array] = {}
+        self._linears: dict[tuple[object, ...], PackedLinear] = {}
+        self._convs: dict[tuple[object, ...], PackedConv] = {}
+        self.packed_bytes = 0
+        """What all packed weights take so far."""
+
+    def group_norm(self, norm: ops.GroupNorm) -> GroupNorm:
+        """A group norm with its vectors."""
+        weight, bias = self._vector(norm.weight), self._vector(norm.bias)
+        return GroupNorm(norm.groups, norm.eps, norm.silu, weight, bias)
+
+    def layer_norm(self, norm: ops.LayerNorm) -> Norm:
+        """A layer norm with its vectors."""
+        return Norm(True, norm.eps, self._vector(norm.weight), self._vector(norm.bias))
+
+    def linear(self, op: ops.Linear) -> PackedLinear:
+        """The stacked matrices of an operation."""
+        parts = [self._weights.shape(name)[0] for name in op.weight]
+        total, cols = sum(parts), op.source.channels
+        # Equal parts, and geglu's values and gates, start on tiles of their own.
+        group = parts[0] if len(parts) > 1 and len(set(parts)) == 1 else 0
+        if op.activation == "geglu":
+            group = total // 2
+        key = (op.weight, group)
+        if key in self._linears:
+            return self._linears[key]
+        shape = self._options.linear.shape(total, cols, group)
+        packed = self._memory(shape.packed_bytes)
+        if len(parts) == 1:
+            pack_floats(shape, self._matrix(op.weight[0], cols), packed, self._pool)
+        elif group == parts[0] or all(part % TILE_ROWS == 0 for part in parts):
+            first = 0
+            for name, part in zip(op.weight, parts, strict=True):
+                own = self._options.linear.shape(part, cols)
+                slot = packed[first : first + own.packed_bytes]
+                pack_floats(own, self._matrix(name, cols), slot, self._pool)
+                self._weights.release(name)
+                first += own.packed_bytes
+        else:
+            stacked = np.concatenate([self._matrix(name, cols) for name in op.weight])
+            pack_floats(shape, stacked, packed, self._pool)
+        for name in op.weight:
+            self._weights.release(name)
+        bias = None
+        if op.bias:
+            rows = self._bias(op.bias).reshape(-1, group or total)
+            bias = np.pad(rows, ((0, 0), (0, -rows.shape[1] % TILE_ROWS))).reshape(-1)
+        self._linears[key] = packed_linear(shape, packed, bias)
+        return self._linears[key]
+
+    def conv(self, op: ops.Conv) -> PackedConv:
+        """The weights of a convolution, as its method for this size wants them."""
+        first, *rest = (source.channels for source in op.sources)
+        shape = conv_shape(
+            (first, rest[0] if rest else 0),
+            op.out.channels,
+            op.size,
+            stride=op.stride,
+            padding=op.padding,
+            upsample=op.upsample,
+            method=self._method(op),
+            half=self._options.half_conv,
+        )
+        key = (op.weight, first, op.stride, op.padding, op.upsample, self._method(op))
+        if key not in self._convs:
+            self._convs[key] = self._pack_conv(op, shape)
+        return self._convs[key]
+
+    def _method(self, op: ops.Conv) -> ConvMethod:
+        return ConvMethod.DIRECT
+
+    def _pack_conv(self, op: ops.Conv, shape: ConvShape) -> PackedConv:
+        packed = self._memory(shape.packed_bytes)
+        size = (-1, shape.in_channels, op.size, op.size)
+        parts = [self._weights.float32(name).reshape(size) for name in op.weight]
+        stacked = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        pack_conv(shape, np.ascontiguousarray(stacked), packed, self._pool)
+        for name in op.weight:
+            self._weights.release(name)
+        return packed_conv(shape, packed, self._bias(op.bias) if op.bias else None)
+
+    def _matrix(self, name: str, cols: int) -> ops.Array:
+        return np.ascontiguousarray(self._weights.float32(name).reshape(-1, cols))
+
+    def _bias(self, names: tuple[str, ...]) -> ops.Array:
+        return np.concatenate([self._weights.float32(name).reshape(-1) for name in names])
+
+    def _vector(self, name: str) -> ops.Array:
+        if name not in self._vectors:
+            self._vectors[name] = np.array(self._weights.float32(name), np.float32).reshape(-1)
+        return self._vectors[name]
+
+    def _memory(self, num_bytes: int) -> Packed:
+        self.packed_bytes += num_bytes
+        memory = np.empty(num_bytes + 64, np.uint8)
+        skip = -memory.ctypes.data % 64  # tiles on whole cache lines
+        return memory[skip : skip + num_bytes]

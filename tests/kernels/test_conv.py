@@ -1,0 +1,152 @@
+"""Convolutions against torch in float64, and against themselves in other cuts."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fuserve._native import PackedConv, ThreadPool
+from fuserve.kernels.conv import (
+    ConvActivation,
+    ConvEpilogue,
+    ConvInput,
+    ConvMethod,
+    conv_shape,
+    convolve,
+    pack_conv,
+    packed_conv,
+)
+
+Floats = npt.NDArray[np.float32]
+ALL = (1, 1, 1, 1)
+DOWN = (0, 0, 1, 1)  # the VAE encoder's
+
+
+@dataclass(frozen=True)
+class Case:
+    channels: tuple[int, int]
+    out_channels: int
+    height: int
+    width: int
+    batch: int = 1
+    size: int = 3
+    stride: int = 1
+    padding: tuple[int, int, int, int] = ALL
+    upsample: bool = False
+    norm: bool = False
+    silu: bool = False
+    bias: bool = True
+    channel_add: bool = False
+    residual: bool = False
+    activation: ConvActivation = ConvActivation.NONE
+
+    def __str__(self) -> str:
+        name = f"{self.channels[0]}+{self.channels[1]}to{self.out_channels}"
+        return f"{name}-{self.height}x{self.width}-{self.size}s{self.stride}u{self.upsample:d}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A case with its operands and what torch makes of them."""
+
+    case: Case
+    filters: Floats
+    bias: Floats | None
+    given: ConvInput
+    epilogue: ConvEpilogue
+    want: npt.NDArray[np.float64]
+
+    def pack(self, method: ConvMethod, half: bool = False) -> PackedConv:
+        case = self.case
+        shape = conv_shape(
+            case.channels,
+            case.out_channels,
+            case.size,
+            stride=case.stride,
+            padding=case.padding,
+            upsample=case.upsample,
+            method=method,
+            half=half,
+        )
+        packed = np.full(shape.packed_bytes, 255, np.uint8)
+        pack_conv(shape, self.filters, packed, ThreadPool(2))
+        return packed_conv(shape, packed, self.bias)
+
+    def error(self, got: Floats) -> float:
+        """The largest difference, as a part of the root mean square."""
+        assert got.shape == self.want.shape
+        return float(np.abs(got - self.want).max() / np.sqrt((self.want**2).mean()))
+
+
+def problem(case: Case) -> Problem:
+    rng = np.random.default_rng(zlib.crc32(repr(case).encode()))
+
+    def normal(*shape: int) -> Floats:
+        return rng.standard_normal(shape, np.float32)
+
+    image = (case.batch, case.height, case.width)
+    total = sum(case.channels)
+    filters = normal(case.out_channels, total, case.size, case.size)
+    first, second = (normal(*image, c) if c else None for c in case.channels)
+    assert first is not None
+    scale = normal(case.batch, total) if case.norm else None
+    shift = normal(case.batch, total) if case.norm else None
+    bias = normal(case.out_channels) if case.bias else None
+    channel_add = normal(case.batch, case.out_channels) if case.channel_add else None
+
+    x = np.concatenate([first] if second is None else [first, second], axis=3)
+    seen = torch.from_numpy(x).double()
+    if scale is not None and shift is not None:
+        seen = (
+            seen * torch.from_numpy(scale)[:, None, None] + torch.from_numpy(shift)[:, None, None]
+        )
+    seen = (F.silu(seen) if case.silu else seen).permute(0, 3, 1, 2)
+    if case.upsample:
+        seen = F.interpolate(seen, scale_factor=2, mode="nearest")
+    top, left, bottom, right = case.padding
+    seen = F.pad(seen, (left, right, top, bottom))
+    out = F.conv2d(seen, torch.from_numpy(filters).double(), stride=case.stride)
+    out = out.permute(0, 2, 3, 1)
+    residual = normal(*out.shape) if case.residual else None
+    for term in (bias, None if channel_add is None else channel_add[:, None, None], residual):
+        out = out if term is None else out + torch.from_numpy(term)
+    functions = {ConvActivation.RELU: F.relu, ConvActivation.SILU: F.silu}
+    out = functions[case.activation](out) if case.activation else out
+    given = ConvInput(first, second, scale, shift, case.silu)
+    epilogue = ConvEpilogue(channel_add, residual, case.activation)
+    return Problem(case, filters, bias, given, epilogue, out.numpy())
+
+
+WINOGRAD_CASES = [
+    Case((16, 0), 16, 8, 8),
+    Case((5, 0), 3, 7, 9, batch=2, padding=(0, 1, 1, 0)),
+    Case((320, 0), 48, 12, 20, norm=True, silu=True, channel_add=True),
+    Case((40, 24), 20, 9, 6, 2, norm=True, silu=True, channel_add=True, residual=True),
+    Case((3, 70), 33, 5, 30, residual=True, activation=ConvActivation.RELU),
+    Case((64, 0), 64, 1, 1, bias=False, activation=ConvActivation.SILU),
+    Case((300, 33), 17, 18, 3, norm=True),
+]
+DIRECT_CASES = [
+    *WINOGRAD_CASES,
+    Case((4, 0), 32, 9, 11, stride=2),
+    Case((40, 0), 16, 8, 10, batch=3, stride=2, padding=DOWN, norm=True, silu=True),
+    Case((33, 7), 19, 7, 5, stride=2, padding=DOWN, residual=True),
+    Case((24, 0), 24, 3, 5, upsample=True),
+    Case((70, 30), 18, 5, 4, 2, upsample=True, norm=True, silu=True, residual=True),
+    Case((48, 0), 40, 6, 7, 2, size=1, padding=(0, 0, 0, 0), norm=True, channel_add=True),
+    Case((320, 9), 21, 5, 3, size=1, padding=(0, 0, 0, 0), residual=True),
+    Case((20, 0), 32, 9, 8, size=1, stride=2, padding=(0, 0, 0, 0)),
+]
+
+
+@pytest.mark.parametrize("case", DIRECT_CASES, ids=str)
+def test_direct_convolutions_equal_float64(isa: str, case: Case) -> None:
+    given = problem(case)
+    got = convolve(given.pack(ConvMethod.DIRECT), given.given, ThreadPool(2), given.epilogue)
+    assert given.error(got) <= 1e-5
