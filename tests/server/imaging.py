@@ -72,9 +72,16 @@ def serving_images(
             yield running
         finally:
             running.close()
-            asyncio.run(images.engine.drain(0))
+            drain(images.engine)
             server.should_exit = True
             thread.join(WAIT_S)
+
+
+def drain(engine: ImageEngine) -> None:
+    """Stop it; in a thread, as a browser's test has an event loop in its own."""
+    stopping = threading.Thread(target=lambda: asyncio.run(engine.drain(0)))
+    stopping.start()
+    stopping.join(WAIT_S)
 
 
 def pixels(b64_json: str | None) -> np.ndarray:
