@@ -19,8 +19,7 @@ let painting = null;
 /** Offer the tab where there is a model that paints; alone, it is all there is. */
 export function showImageModel(name, isAlone) {
   model = name;
-  byId("tabs").hidden = !name;
-  tabs.chat.hidden = isAlone;
+  byId("tabs").hidden = !name || isAlone;
   if (name && isAlone) choose("image");
   if (!name) choose("chat");
 }
@@ -133,7 +132,6 @@ for (const [name, tab] of Object.entries(tabs)) tab.addEventListener("click", ()
 byId("tabs").addEventListener("keydown", (event) => {
   if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
   const other = tabs.chat.getAttribute("aria-selected") === "true" ? "image" : "chat";
-  if (tabs[other].hidden) return;
   choose(other);
   tabs[other].focus();
 });
