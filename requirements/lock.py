@@ -1,4 +1,4 @@
-"""Write core.txt, serve.txt and dev.txt: the exact versions that this environment holds.
+"""Write core.txt, serve.txt, image.txt and dev.txt: the exact versions that this environment holds.
 
 Run it by ``make lock`` after a dependency in pyproject.toml has changed and been installed.
 """
@@ -49,12 +49,18 @@ def main() -> None:
     extras = project["optional-dependencies"]
     core = closure(project["dependencies"])
     serve = without(closure(extras["serve"]), core)
+    image = without(closure(extras["image"]), core)
     dev = without(closure(extras["dev"]), core | serve)
     write("core.txt", "# What the core needs, pinned; written by `make lock`.", core)
     write(
         "serve.txt",
         "# What `fuserve serve` needs beside it, pinned; written by `make lock`.\n-r core.txt",
         serve,
+    )
+    write(
+        "image.txt",
+        "# What pictures in files need beside it, pinned; written by `make lock`.\n-r core.txt",
+        image,
     )
     write(
         "dev.txt", "# Oracles, tests and tools, pinned; written by `make lock`.\n-r serve.txt", dev

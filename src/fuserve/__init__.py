@@ -1,4 +1,4 @@
-"""fuserve serves large language models.
+"""fuserve serves large language models and paints with diffusion models.
 
 >>> from fuserve import LLM, SamplingParams
 >>> with LLM("demo") as llm:
@@ -25,11 +25,15 @@ from fuserve.errors import (
 )
 
 if TYPE_CHECKING:
+    from fuserve.diffusion.generated_image import GeneratedImage
+    from fuserve.diffusion.image_file import load_image, load_mask
+    from fuserve.diffusion.image_params import ImageParams
     from fuserve.engine.completion_stream import CompletionStream
     from fuserve.engine.guided import GuidedDecoding
     from fuserve.engine.outputs import CompletionOutput, Logprob, Piece, RequestOutput
     from fuserve.engine.sampling_params import SamplingParams
     from fuserve.llm import LLM
+    from fuserve.text_to_image import ImageProgress, TextToImage
 
     __version__: str
 
@@ -40,7 +44,10 @@ __all__ = [
     "CompletionOutput",
     "CompletionStream",
     "FuserveError",
+    "GeneratedImage",
     "GuidedDecoding",
+    "ImageParams",
+    "ImageProgress",
     "InvalidRequestError",
     "Logprob",
     "MissingExtraError",
@@ -49,12 +56,21 @@ __all__ = [
     "RequestFailedError",
     "RequestOutput",
     "SamplingParams",
+    "TextToImage",
     "UnsupportedModelError",
     "__version__",
+    "load_image",
+    "load_mask",
 ]
 
 _LAZY = {
     "LLM": "fuserve.llm",
+    "TextToImage": "fuserve.text_to_image",
+    "ImageProgress": "fuserve.text_to_image",
+    "ImageParams": "fuserve.diffusion.image_params",
+    "GeneratedImage": "fuserve.diffusion.generated_image",
+    "load_image": "fuserve.diffusion.image_file",
+    "load_mask": "fuserve.diffusion.image_file",
     "CompletionStream": "fuserve.engine.completion_stream",
     "SamplingParams": "fuserve.engine.sampling_params",
     "GuidedDecoding": "fuserve.engine.guided",

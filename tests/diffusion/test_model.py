@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -54,13 +54,17 @@ def painted(model: DiffusionModel, pipeline: Any, latents: torch.Tensor, **promp
     return model.decode(nhwc(sample))
 
 
+@pytest.mark.parametrize("executor", ["native", "reference"])
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 @pytest.mark.parametrize("negative", [None, ["circle", "a circle"]])
 def test_a_picture_equals_the_pipelines(
-    kind: str, negative: list[str] | None, request: pytest.FixtureRequest
+    executor: Literal["native", "reference"],
+    kind: str,
+    negative: list[str] | None,
+    request: pytest.FixtureRequest,
 ) -> None:
     pipeline, folder = request.getfixturevalue(kind)
-    model = DiffusionModel.load(folder, REFERENCE)
+    model = DiffusionModel.load(folder, DiffusionOptions(executor=executor))
     latents = torch.randn((2, 4, 8, 12), generator=torch.Generator().manual_seed(5))
     theirs = pipeline(
         PROMPTS,
@@ -109,7 +113,8 @@ def test_a_prompt_is_encoded_once_and_the_empty_one_is_kept(sd: tuple[Any, Path]
 
 
 def test_an_image_does_not_depend_on_its_place_in_the_batch(sd: tuple[Any, Path]) -> None:
-    model = DiffusionModel.load(sd[1], REFERENCE)
+    """Bit for bit, and guided or not."""
+    model = DiffusionModel.load(sd[1])
     latents = nhwc(torch.randn((4, 4, 8, 8), generator=torch.Generator().manual_seed(7)))
     negative = model.encode_prompts(["", "circle"], negative=True)
     timesteps = np.array([981, 1], np.float32)
@@ -126,11 +131,25 @@ def test_an_image_does_not_depend_on_its_place_in_the_batch(sd: tuple[Any, Path]
         )
         one_below, one_above = alone.predict(latents[image : image + 1], 1)
         assert one_below is not None
-        assert_close(below[image : image + 1], one_below, NEAR)
-        assert_close(above[image : image + 1], one_above, NEAR)
+        np.testing.assert_array_equal(below[image : image + 1], one_below)
+        np.testing.assert_array_equal(above[image : image + 1], one_above)
         unguided_below, unguided = alone.predict(latents[image : image + 1], 1, guided=False)
         assert unguided_below is None
-        assert_close(unguided, one_above, NEAR)
+        np.testing.assert_array_equal(unguided, one_above)
+
+
+def test_half_precision_weights_stay_near(sd: tuple[Any, Path]) -> None:
+    half = DiffusionModel.load(sd[1], DiffusionOptions(dtype="float16"))
+    full = DiffusionModel.load(sd[1])
+    latents = nhwc(torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(7)))
+    results = []
+    for model in (half, full):
+        denoiser = model.denoiser(
+            model.encode_prompts(PROMPTS[:1]), None, np.array([401.0], np.float32), 32, 32
+        )
+        results.append(denoiser.predict(latents, 0)[1])
+    assert_close(*results, 1e-2)
+    assert not np.array_equal(*results)
 
 
 def test_the_guidance_scale_is_told_to_an_lcm(tmp_path: Path) -> None:

@@ -22,6 +22,13 @@ _HUB_GGUF = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/([\w./-]+\.gguf
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja"]
 _HUB_EXCLUDED = ["*/*", "consolidated*"]  # subfolders hold other formats of the same weights
 _HUB_DIFFUSION_PATTERNS = ["model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors"]
+_HUB_TOKENIZER_FILES = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+]
 _HUB_DIFFUSION_EXCLUDED = ["*.fp16.*", "*.non_ema.*", "safety_checker/*", "feature_extractor/*"]
 
 
@@ -67,9 +74,7 @@ def find_diffusion_model(model: str | Path) -> Path:
         for folder in _package_folders("fuserve_demo_diffusion"):
             if (folder / "model" / "model_index.json").exists():
                 return folder / "model"
-        raise MissingExtraError(
-            "fuserve-demo-diffusion", "demo-diffusion", "the demo diffusion model"
-        )
+        raise MissingExtraError("fuserve-demo-diffusion", "demo", "the demo diffusion model")
     path = Path(os.path.expanduser(model))
     if os.path.isdir(path):
         return path
@@ -85,6 +90,38 @@ def find_diffusion_model(model: str | Path) -> Path:
     raise ModelNotFoundError(
         f"{name[:200]!r} is no folder or file here. Give a diffusers folder, a .safetensors file, "
         f"a hub id such as 'stabilityai/sd-turbo', or '{DEMO_DIFFUSION}'."
+    )
+
+
+def find_tokenizer(model: str | Path) -> Path:
+    """The folder with a tokenizer's files that the argument means: a folder, or a hub id's."""
+    path = Path(os.path.expanduser(model))
+    if os.path.isdir(path):
+        return path
+    if isinstance(model, str) and _HUB_ID.fullmatch(model):
+        return _fetch_folder(model, _HUB_TOKENIZER_FILES, [])
+    raise ModelNotFoundError(f"{str(model)[:200]!r} is no folder here: give CLIP's tokenizer.")
+
+
+def find_lora(lora: str | Path) -> Path:
+    """The file of a LoRA, or the folder with it, fetched from the hub if need be.
+
+    Raises:
+        ModelNotFoundError: there is no such file.
+        CheckpointError: it is a file of a kind that is refused.
+    """
+    path = Path(os.path.expanduser(lora))
+    if os.path.isdir(path) or (path.suffix == ".safetensors" and os.path.exists(path)):
+        return path
+    if os.path.exists(path):
+        if path.suffix in PICKLE_SUFFIXES:
+            raise refuse_pickled_diffusion(path)
+        raise CheckpointError("is no .safetensors file.", file=path)
+    if isinstance(lora, str) and _HUB_ID.fullmatch(lora) and path.suffix != ".safetensors":
+        return _fetch_folder(lora, ["*.safetensors"], ["*/*"])
+    raise ModelNotFoundError(
+        f"{str(lora)[:200]!r} is no LoRA here. Give a .safetensors file, a folder with one, or "
+        "a hub id."
     )
 
 

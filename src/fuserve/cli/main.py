@@ -18,6 +18,7 @@ from fuserve.cli.eval import perplexity
 from fuserve.cli.eval_compare import compare
 from fuserve.cli.flags import DEBUG_KEY, expand_flags
 from fuserve.cli.generate import generate
+from fuserve.cli.image import image
 from fuserve.cli.info import info
 from fuserve.cli.plan import plan
 from fuserve.cli.quantize import quantize
@@ -48,7 +49,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="fuserve",
     cls=_Commands,
-    help="Serve large language models from the CPU.",
+    help="Serve large language models and paint with diffusion models, from the CPU.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -75,7 +76,7 @@ def _root(
         typer.Option("--version", help="Print the version.", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Serve large language models from the CPU."""
+    """Serve large language models and paint with diffusion models, from the CPU."""
 
 
 def _add(to: typer.Typer, name: str, command: Callable[..., None], example: str) -> None:
@@ -85,6 +86,12 @@ def _add(to: typer.Typer, name: str, command: Callable[..., None], example: str)
 _add(app, "generate", generate, 'fuserve generate --model demo "The capital of France is"')
 _add(app, "chat", chat, "fuserve chat --model demo --system 'Answer in one sentence.'")
 _add(app, "serve", serve, "fuserve serve --model demo --port 8000")
+_add(
+    app,
+    "image",
+    image,
+    'fuserve image "a red circle above a blue square" --model demo-diffusion --seed 7 --out x.png',
+)
 _add(app, "quantize", quantize, "fuserve quantize demo smollm2-gptq --scheme gptq")
 _add(app, "info", info, "fuserve info demo --json")
 _add(app, "doctor", doctor, "fuserve doctor")

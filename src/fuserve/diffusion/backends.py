@@ -2,27 +2,58 @@
 
 from __future__ import annotations
 
-from fuserve.diffusion.network import Backend, MakeExecutor
+from collections.abc import Collection
+
+from fuserve._native import ThreadPool
+from fuserve.diffusion.native import NativeProgram, NativeWorkspace
+from fuserve.diffusion.network import Backend, ExecutorMaker
 from fuserve.diffusion.options import DiffusionOptions
+from fuserve.diffusion.packed_weights import PackedWeights, PackingOptions
 from fuserve.diffusion.program import Executor, Program, Weights
+from fuserve.kernels.linear import Storage, WeightFormat
+from fuserve.kernels.machine import num_threads
 
 
 def make_backend(options: DiffusionOptions) -> Backend:
-    """What makes executors, as the options say.
+    """What makes executors, as the options say; native ones share threads and memory.
 
     Raises:
-        MissingExtraError: the reference executor is asked for, and torch is not installed.
+        InvalidRequestError: the number of threads is out of range.
     """
-    return _reference_backend(options)
+    if options.executor == "reference":
+        return lambda weights: _ReferenceMaker(weights, options)
+    workspace = NativeWorkspace(ThreadPool(num_threads(options.num_threads)))
+    is_half = options.dtype == "float16"
+    packing = PackingOptions(
+        linear=Storage(WeightFormat.F16 if is_half else WeightFormat.F32),
+        half_conv=is_half,
+        exact_conv=options.exact_conv,
+    )
+    return lambda weights: _NativeMaker(weights, workspace, packing)
 
 
-def _reference_backend(options: DiffusionOptions) -> Backend:
-    from fuserve.diffusion.reference import ReferenceExecutor
+class _NativeMaker(ExecutorMaker):
+    def __init__(
+        self, weights: Weights, workspace: NativeWorkspace, packing: PackingOptions
+    ) -> None:
+        self._workspace = workspace
+        self._weights = PackedWeights(weights, workspace.pool, packing)
 
-    def backend(weights: Weights) -> MakeExecutor:
-        def make(program: Program) -> Executor:
-            return ReferenceExecutor(program, weights, device=options.device)
+    def __call__(self, program: Program) -> Executor:
+        return NativeProgram(program, self._weights, self._workspace)
 
-        return make
+    def forget(self, names: Collection[str]) -> None:
+        self._weights.forget(names)
 
-    return backend
+
+class _ReferenceMaker(ExecutorMaker):
+    def __init__(self, weights: Weights, options: DiffusionOptions) -> None:
+        self._weights, self._device = weights, options.device
+
+    def __call__(self, program: Program) -> Executor:
+        from fuserve.diffusion.reference import ReferenceExecutor
+
+        return ReferenceExecutor(program, self._weights, device=self._device)
+
+    def forget(self, names: Collection[str]) -> None:
+        """It keeps nothing."""

@@ -68,6 +68,14 @@ class ClipTokenizer:
         )
         return cls(backend, start, end, padding, max_tokens)
 
+    def padded_with(self, token: str) -> ClipTokenizer:
+        """The same tokenizer with another padding, which then is a special token too."""
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        padding = backend.token_to_id(token)
+        assert padding is not None  # it has just been added, if it was not there
+        return ClipTokenizer(backend, self.start, self.end, padding, self.max_tokens)
+
     def __call__(self, prompts: Sequence[str]) -> npt.NDArray[np.int64]:
         """Token ids  # [prompts, max_tokens]."""
         rows = np.full((len(prompts), self.max_tokens), self.padding, np.int64)

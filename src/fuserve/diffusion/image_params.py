@@ -80,6 +80,13 @@ class ImageParams:
             )
         self._check_images()
 
+    @property
+    def effective_strength(self) -> float:
+        """``strength``, or what stands for it."""
+        if self.strength is not None:
+            return self.strength
+        return 0.8 if self.mask is None else 1.0
+
     def _check_images(self) -> None:
         image, mask = self.init_image, self.mask
         if image is None:

@@ -9,20 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from fuserve.checkpoints.find import find_diffusion_model
+from fuserve.checkpoints.find import find_diffusion_model, find_lora, find_tokenizer
 from fuserve.diffusion.backends import make_backend
 from fuserve.diffusion.denoiser import Denoiser, TextStates
 from fuserve.diffusion.diffusers_folder import read_diffusers_folder, read_vae
+from fuserve.diffusion.lora import Branch
+from fuserve.diffusion.lora_file import UNET, Modules, read_lora
 from fuserve.diffusion.network import Network
-from fuserve.diffusion.options import DiffusionOptions
+from fuserve.diffusion.options import DiffusionOptions, LoraOption
 from fuserve.diffusion.parts import ModelParts
 from fuserve.diffusion.program import Array
 from fuserve.diffusion.prompts import PromptEmbeds, PromptEncoder
+from fuserve.diffusion.single_file import read_single_file
+from fuserve.diffusion.single_file_names import unet_modules
+from fuserve.diffusion.text_encoder_program import text_encoder_program
 from fuserve.diffusion.unet_program import (
     guidance_embedding,
     prompt_program,
     sinusoids,
     time_program,
+    unet_programs,
 )
 from fuserve.diffusion.vae_program import decoder_program, encoder_program
 from fuserve.diffusion.vae_spec import TinyVaeSpec
@@ -45,6 +51,7 @@ class DiffusionModel:
 
     def __init__(self, parts: ModelParts, options: DiffusionOptions = DEFAULT_OPTIONS) -> None:
         self._parts = parts
+        self._has_loras = False
         self._spec = spec = parts.unet.spec
         backend = make_backend(options)
         count = options.num_cached_programs
@@ -57,10 +64,11 @@ class DiffusionModel:
         self._unet = Network(parts.unet.weights, backend, count)
         self._vae = None if parts.vae is None else Network(parts.vae.weights, backend, count)
         self._text_states: OrderedDict[str, TextStates] = OrderedDict()
+        self.set_loras(options.loras)
 
     @classmethod
     def load(cls, model: str | Path, options: DiffusionOptions = DEFAULT_OPTIONS) -> DiffusionModel:
-        """From a diffusers folder, a hub id, or ``"demo-diffusion"``.
+        """From a diffusers folder, a ``.safetensors`` file, a hub id, or ``"demo-diffusion"``.
 
         Raises:
             ModelNotFoundError: there is no such model.
@@ -68,11 +76,47 @@ class DiffusionModel:
             UnsupportedModelError: a field of its configs is not supported; it is named.
             MissingExtraError: the demo model or torch is asked for and not installed.
         """
-        parts = read_diffusers_folder(find_diffusion_model(model))
+        path = find_diffusion_model(model)
+        if path.is_file():
+            parts = read_single_file(path, _tokenizer_for(path, options))
+        else:
+            parts = read_diffusers_folder(path)
         if options.vae is not None:
             parts = parts.with_vae(read_vae(options.vae))
         parts.check()
         return cls(parts, options)
+
+    def set_loras(self, loras: Sequence[LoraOption]) -> None:
+        """Run with these LoRAs from now on, instead of those there are; none takes all away.
+
+        Raises:
+            ModelNotFoundError: there is no such file.
+            CheckpointError: a file is damaged, or its LoRA is for another model.
+            UnsupportedModelError: it is no plain LoRA.
+        """
+        if not loras and not self._has_loras:
+            return
+        modules = self._modules()
+        branches: dict[str, dict[str, list[Branch]]] = {name: {} for name in modules}
+        for lora in loras:
+            read = read_lora(find_lora(lora.path), lora.scale, modules)
+            for name, found in read.items():
+                for path, one in found.items():
+                    branches[name].setdefault(path, []).extend(one)
+        self._has_loras = bool(loras)
+        self._unet.set_branches(branches[UNET])
+        self._prompts.set_branches([branches[name] for name in list(modules)[1:]])
+        self._text_states.clear()
+
+    def _modules(self) -> dict[str, Modules]:
+        """What can have a LoRA, by network: first the denoiser, then the text encoders."""
+        parts, spec = self._parts, self._spec
+        old = {old: new for new, old in unet_modules(spec).items()}
+        found = {UNET: Modules(parts.unet.weights, unet_programs(spec), old)}
+        for part, name in zip(parts.texts, ("text_encoder", "text_encoder_2"), strict=False):
+            program = text_encoder_program(part.spec, 1, 1)
+            found[name] = Modules(part.weights, (program,), {"": "text_model."})
+        return found
 
     @property
     def scheduler_config(self) -> Mapping[str, Any]:
@@ -329,6 +373,15 @@ class DiffusionModel:
         return np.concatenate([pooled, np.repeat(embedded, len(pooled), axis=0)], axis=1)
 
 
+def _tokenizer_for(file: Path, options: DiffusionOptions) -> Path:
+    """Where the tokenizer of a single-file checkpoint is."""
+    if options.tokenizer is not None:
+        return find_tokenizer(options.tokenizer)
+    beside = file.parent / "tokenizer"
+    return beside if beside.is_dir() else find_tokenizer(_CLIP_L)
+
+
+_CLIP_L = "openai/clip-vit-large-patch14"
 _ZEROS = "\0"  # the key of a row of zeros, which no prompt in use is
 _ALWAYS_KEPT = ("", _ZEROS)
 _LOG_VARIANCE_OF_NOTHING = np.float32(-30)

@@ -27,6 +27,8 @@ class DiffusionOptions:
         dtype: of the weights in memory; arithmetic is float32. "auto" is float32.
         exact_conv: convolve directly, without Winograd's transforms.
         vae: a folder or hub id with another autoencoder, such as "madebyollin/taesd".
+        tokenizer: a folder or hub id with CLIP's tokenizer, for single-file checkpoints; None takes
+            the folder ``tokenizer`` beside the file, or the one on the hub.
         loras: added at run time, beside the weights.
         num_threads: None takes affinity, cgroup quota and SMT siblings into account.
         num_cached_programs: sizes of each network that are kept ready.
@@ -40,6 +42,7 @@ class DiffusionOptions:
     dtype: Literal["auto", "float32", "float16"] = "auto"
     exact_conv: bool = False
     vae: str | Path | None = None
+    tokenizer: str | Path | None = None
     loras: tuple[LoraOption, ...] = ()
     num_threads: int | None = None
     num_cached_programs: int = 8

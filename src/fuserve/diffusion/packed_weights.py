@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,6 +120,12 @@ class PackedWeights:
             self._convs[key] = self._pack_conv(op, shape)
         return self._convs[key]
 
+    def forget(self, names: Collection[str]) -> None:
+        """Let go of what was packed of these tensors; programs that use it keep it alive."""
+        for packed in (self._linears, self._convs):
+            for key in [key for key in packed if not set(names).isdisjoint(_names(key))]:
+                del packed[key]
+
     def _method(self, op: ops.Conv) -> ConvMethod:
         return ConvMethod.DIRECT
 
@@ -148,3 +155,10 @@ class PackedWeights:
         memory = np.empty(num_bytes + 64, np.uint8)
         skip = -memory.ctypes.data % 64  # tiles on whole cache lines
         return memory[skip : skip + num_bytes]
+
+
+def _names(key: tuple[object, ...]) -> tuple[str, ...]:
+    """The tensors of a packed weight, which come first in its key."""
+    names = key[0]
+    assert isinstance(names, tuple)
+    return names

@@ -10,7 +10,7 @@ from typing import Any
 from fuserve.diffusion.clip_tokenizer import ClipTokenizer
 from fuserve.diffusion.text_encoder_program import text_encoder_program
 from fuserve.diffusion.text_encoder_spec import TextEncoderSpec
-from fuserve.diffusion.unet_program import prompt_program, time_program, unet_program
+from fuserve.diffusion.unet_program import unet_programs
 from fuserve.diffusion.unet_spec import UNetSpec
 from fuserve.diffusion.vae_program import decoder_program
 from fuserve.diffusion.vae_spec import TinyVaeSpec, VaeSpec
@@ -102,13 +102,7 @@ class ModelParts:
                     f"and 6 x {unet.text_time.time_dim} features of sizes. SDXL's refiner is not "
                     "supported; use the base model."
                 )
-        side = unet.size_multiple
-        programs = (
-            unet_program(unet, 1, 1, side, side, tokens=1),
-            prompt_program(unet, 1, 1),
-            time_program(unet, 1),
-        )
-        check_weights(programs, self.unet.weights, self.unet.weights.path)
+        check_weights(unet_programs(unet), self.unet.weights, self.unet.weights.path)
         if self.vae is not None:
             check_weights(
                 (decoder_program(self.vae.spec, 1, 1, 1),), self.vae.weights, self.vae.weights.path

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fuserve.diffusion.lora import Branches
 from fuserve.diffusion.network import Backend, Network
 from fuserve.diffusion.parts import TextPart
 from fuserve.diffusion.program import Array
@@ -82,6 +83,12 @@ class PromptEncoder:
             tuple(prompts),
         )
 
+    def set_branches(self, branches: Sequence[Branches]) -> None:
+        """Run each encoder with these LoRA branches from now on."""
+        for encoder, own in zip(self._encoders, branches, strict=True):
+            encoder.network.set_branches(own)
+        self._cache.clear()
+
     def cut_off(self, prompt: str) -> int:
         """How many of a prompt's last tokens the model does not see."""
         tokenizer = self._encoders[0].tokenizer
@@ -110,7 +117,7 @@ class _TextEncoder:
     def __init__(self, part: TextPart, backend: Backend, penultimate: bool) -> None:
         self._spec, self._weights, self.tokenizer = part.spec, part.weights, part.tokenizer
         self._skip = 1 if penultimate else 0
-        self._network = Network(part.weights, backend, 1)
+        self.network = Network(part.weights, backend, 1)
 
     def encode(self, prompt: str) -> tuple[Array, Array | None]:
         """Hidden states  # [1, tokens, channels], and the pooled state  # [1, channels]."""
@@ -125,7 +132,7 @@ class _TextEncoder:
         embeddings = self._weights.rows(names, ids).reshape(1, 1, tokens, channels)
         names = "text_model.embeddings.position_embedding.weight"
         embeddings = embeddings + self._weights.rows(names, np.arange(tokens))
-        states = self._network.run(
+        states = self.network.run(
             tokens,
             lambda: text_encoder_program(self._spec, 1, tokens, skip=self._skip),
             {"embeddings": embeddings},

@@ -64,7 +64,7 @@ def first_step(params: ImageParams, num_steps: int) -> int:
     """
     if params.init_image is None:
         return 0
-    taken = min(int(num_steps * _strength(params)), num_steps)
+    taken = min(int(num_steps * params.effective_strength), num_steps)
     if taken < 1:
         raise InvalidRequestError(
             f"strength={params.strength} leaves none of {num_steps} steps: raise either."
@@ -114,7 +114,15 @@ def begin(
         noise = image_noise(generators, height, width, channels)
         return Start(_noised(scheduler, latents, noise, index), index)
     return _begin_inpainting(
-        model, scheduler, image, params.mask, _strength(params), index, generators, height, width
+        model,
+        scheduler,
+        image,
+        params.mask,
+        params.effective_strength,
+        index,
+        generators,
+        height,
+        width,
     )
 
 
@@ -155,12 +163,6 @@ def _begin_inpainting(
 
 def _noised(scheduler: Scheduler, latents: FloatArray, noise: FloatArray, index: int) -> FloatArray:
     return scheduler.add_noise(latents, noise, index).astype(np.float32, copy=False)
-
-
-def _strength(params: ImageParams) -> float:
-    if params.strength is not None:
-        return params.strength
-    return 0.8 if params.mask is None else 1.0
 
 
 def _encode(

@@ -49,6 +49,16 @@ def unet_program(
     return build.finish()
 
 
+def unet_programs(spec: UNetSpec) -> tuple[Program, ...]:
+    """Programs of the least size that name all tensors of the network."""
+    side = spec.size_multiple
+    return (
+        unet_program(spec, 1, 1, side, side, tokens=1),
+        prompt_program(spec, 1, 1),
+        time_program(spec, 1),
+    )
+
+
 def prompt_program(spec: UNetSpec, prompts: int, tokens: int) -> Program:
     """Keys and values of all cross-attentions from the text's hidden states, input ``text``."""
     build = ProgramBuilder()

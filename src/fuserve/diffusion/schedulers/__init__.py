@@ -15,7 +15,15 @@ from fuserve.diffusion.schedulers.scheduler import Scheduler, Update
 from fuserve.diffusion.schedulers.unipc import UniPC
 from fuserve.errors import InvalidRequestError, UnsupportedModelError
 
-__all__ = ["SCHEDULER_NAMES", "Scheduler", "Update", "is_few_step", "make_scheduler"]
+__all__ = [
+    "SCHEDULER_NAMES",
+    "Scheduler",
+    "Update",
+    "check_name",
+    "is_few_step",
+    "make_scheduler",
+    "sampler_name",
+]
 
 _CLASSES: dict[str, Callable[[SchedulerFields, int], Scheduler]] = {
     "DDIMScheduler": DDIM,
@@ -25,6 +33,16 @@ _CLASSES: dict[str, Callable[[SchedulerFields, int], Scheduler]] = {
     "DPMSolverMultistepScheduler": DPMSolver,
     "UniPCMultistepScheduler": UniPC,
     "LCMScheduler": LCM,
+}
+
+_SAMPLERS = {
+    "DDIMScheduler": "DDIM",
+    "PNDMScheduler": "PLMS",
+    "EulerDiscreteScheduler": "Euler",
+    "EulerAncestralDiscreteScheduler": "Euler a",
+    "DPMSolverMultistepScheduler": "DPM++ 2M",
+    "UniPCMultistepScheduler": "UniPC",
+    "LCMScheduler": "LCM",
 }
 
 _PLAIN = {"use_karras_sigmas": False, "use_exponential_sigmas": False}
@@ -72,8 +90,32 @@ def is_few_step(config: Mapping[str, Any], name: str | None = None) -> bool:
     return _chosen(config, name)[0] == "LCMScheduler"
 
 
+def sampler_name(config: Mapping[str, Any], name: str | None = None) -> str:
+    """What Stable Diffusion's tools call the scheduler, such as "DPM++ 2M SDE Karras"."""
+    class_name, fields = _chosen(config, name)
+    words = [_SAMPLERS[class_name]]
+    if fields.get("algorithm_type") == "sde-dpmsolver++":
+        words.append("SDE")
+    if fields.get("use_karras_sigmas"):
+        words.append("Karras")
+    return " ".join(words)
+
+
+def check_name(name: str | None) -> None:
+    """Refuse a name that no model could take.
+
+    Raises:
+        InvalidRequestError: it is unknown.
+    """
+    if name is not None and name not in _NAMED and name not in _CLASSES:
+        raise InvalidRequestError(
+            f"scheduler={name!r} is unknown. Choose one of: {', '.join(SCHEDULER_NAMES)}."
+        )
+
+
 def _chosen(config: Mapping[str, Any], name: str | None) -> tuple[str, dict[str, Any]]:
     """The class, and its fields."""
+    check_name(name)
     if name is None:
         own = config.get("_class_name")
         if own not in _CLASSES:
@@ -84,9 +126,5 @@ def _chosen(config: Mapping[str, Any], name: str | None) -> tuple[str, dict[str,
         return str(own), dict(config)
     if name in _CLASSES:
         return name, dict(config)
-    if name not in _NAMED:
-        raise InvalidRequestError(
-            f"scheduler={name!r} is unknown. Choose one of: {', '.join(SCHEDULER_NAMES)}."
-        )
     class_name, overrides = _NAMED[name]
     return class_name, {**config, **overrides}

@@ -14,7 +14,6 @@ from fuserve.server.images.context import ServedImages
 from fuserve.server.images.metrics import ImageMetrics
 from fuserve.server.metrics import ServerMetrics
 
-_PACKAGES = {"PIL": "pillow", "python_multipart": "python-multipart"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +37,11 @@ def start_images(settings: ImageSettings, metrics: ServerMetrics) -> ServedImage
     """Load the model on an engine of its own.
 
     Raises:
-        MissingExtraError: reading or writing picture files needs packages that are not there.
+        MissingExtraError: Pillow, which reads and writes picture files, is not there.
         FuserveError: as ``DiffusionModel.load``.
     """
-    for module, package in _PACKAGES.items():
-        if find_spec(module) is None:
-            raise MissingExtraError(package, "image", "serving an image model")
+    if find_spec("PIL") is None:
+        raise MissingExtraError("pillow", "image", "serving an image model")
     observer = ImageMetrics(metrics.registry, settings.names[0])
     engine = ImageEngine(
         lambda: DiffusionModel.load(settings.model, settings.options),

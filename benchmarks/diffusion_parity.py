@@ -1,0 +1,182 @@
+"""Does the native network equal diffusers' at full size? Random weights of published configs, fp32.
+
+    python benchmarks/diffusion_parity.py --model sd15 --size 256 --steps 20
+
+Prints the largest error of each block's output in one guided evaluation, as a part of the output's
+largest value, and the PSNR of the latents after all steps from the same noise and embeddings. The
+oracle runs first; its weights are let go of as ours are packed, so one model's memory is enough.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+
+from fuserve.architectures.fields import Fields
+from fuserve.diffusion.backends import make_backend
+from fuserve.diffusion.options import DiffusionOptions
+from fuserve.diffusion.program import Array, Program
+from fuserve.diffusion.single_file import SD15, SDXL
+from fuserve.diffusion.unet_program import (
+    prompt_program,
+    sinusoids,
+    time_program,
+    unet_program,
+)
+from fuserve.diffusion.unet_spec import UNetSpec, unet_spec
+from fuserve.diffusion.weights import ArrayWeights
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "sd15": dict(SD15.unet),
+    "sd21": {
+        "cross_attention_dim": 1024,
+        "attention_head_dim": [5, 10, 20, 20],
+        "use_linear_projection": True,
+    },
+    "sdxl": dict(SDXL.unet),
+}
+TOKENS = 77
+GUIDANCE_SCALE = 7.5
+Predict = Callable[[torch.Tensor, int], torch.Tensor]
+
+
+class PassingWeights(ArrayWeights):
+    """The oracle's weights, each gone once it has been packed."""
+
+    def __init__(self, arrays: dict[str, Array]) -> None:
+        super().__init__(arrays)
+        self._mine = arrays
+        self._shapes = {name: array.shape for name, array in arrays.items()}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape, also when it is gone."""
+        return self._shapes[name]
+
+    def release(self, name: str) -> None:
+        """It has been packed."""
+        self._mine.pop(name, None)
+
+
+def guided_steps(predict: Predict, latents: torch.Tensor, steps: int) -> torch.Tensor:
+    """DDIM from the latents; ``predict`` gives [negative, positive]."""
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
+    )
+    scheduler.set_timesteps(steps)
+    for timestep in scheduler.timesteps.tolist():
+        negative, positive = predict(latents, timestep).chunk(2)
+        guided = negative + GUIDANCE_SCALE * (positive - negative)
+        latents = scheduler.step(guided, timestep, latents).prev_sample
+    return latents
+
+
+def with_block_outputs(program: Program, spec: UNetSpec) -> Program:
+    """The program, giving out what each block gives."""
+    outputs = dict(program.outputs)
+    for block in spec.blocks:
+        ops = [op for op in program.ops if op.name.startswith(f"{block.path}.")]
+        outputs[block.path] = ops[-1].out
+    return replace(program, outputs=outputs)
+
+
+def oracle(
+    model: UNet2DConditionModel, spec: UNetSpec, text: torch.Tensor, added: dict[str, Any]
+) -> tuple[Predict, dict[str, torch.Tensor]]:
+    """diffusers' prediction, and where its blocks' outputs are after it."""
+    blocks: dict[str, torch.Tensor] = {}
+    for block in spec.blocks:
+
+        def keep(_module: Any, _inputs: Any, output: Any, path: str = block.path) -> None:
+            blocks[path] = (output[0] if isinstance(output, tuple) else output).clone()
+
+        model.get_submodule(block.path).register_forward_hook(keep)
+
+    def predict(latents: torch.Tensor, timestep: int) -> torch.Tensor:
+        with torch.inference_mode():
+            pair = latents.repeat(2, 1, 1, 1)
+            return model(pair, timestep, text, added_cond_kwargs=added).sample
+
+    return predict, blocks
+
+
+def main() -> None:
+    """Run both and print the table, and a line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=CONFIGS, default="sd15")
+    parser.add_argument("--size", type=int, default=256, help="pixels of a side")
+    parser.add_argument("--steps", type=int, default=20)
+    options = parser.parse_args()
+    config, side = CONFIGS[options.model], options.size // 8
+    spec = unet_spec(Fields(config))
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(**config).eval()
+    latents = torch.randn(1, spec.in_channels, side, side)
+    text = torch.randn(2, TOKENS, spec.text_channels)
+    added, time_inputs, rows = added_conditions(spec, options.size)
+
+    predict, theirs = oracle(model, spec, text, added)
+    started = time.perf_counter()
+    prediction = predict(latents, 481)
+    theirs = dict(theirs) | {"prediction": prediction}
+    expected = guided_steps(predict, latents, options.steps)
+    seconds = time.perf_counter() - started
+
+    weights = PassingWeights({name: one.numpy() for name, one in model.state_dict().items()})
+    del model, predict
+    make = make_backend(DiffusionOptions())(weights)
+    states = make(prompt_program(spec, 2, TOKENS)).run({"text": text.numpy()})
+    program = unet_program(spec, 1, 2, side, side, tokens=TOKENS, time_rows=rows)
+    times = make(time_program(spec, rows))
+
+    def inputs(sample: torch.Tensor, timestep: int) -> dict[str, Array]:
+        embedded = sinusoids(np.full(rows, timestep, np.float32), spec.time_channels)
+        row = times.run({"time": embedded, **time_inputs})["time"]
+        image = np.ascontiguousarray(sample.permute(0, 2, 3, 1).numpy())
+        return {**states, "time": row, "latents": image}
+
+    probed = make(with_block_outputs(program, spec)).run(inputs(latents, 481))
+    errors = {}
+    for path, value in theirs.items():
+        wide = value.permute(0, 2, 3, 1).numpy()
+        errors[path] = float(np.abs(probed[path] - wide).max() / np.abs(wide).max())
+    native = make(program)
+
+    def ours(sample: torch.Tensor, timestep: int) -> torch.Tensor:
+        pair = native.run(inputs(sample, timestep))["prediction"]
+        return torch.from_numpy(pair).permute(0, 3, 1, 2)
+
+    started = time.perf_counter()
+    found = guided_steps(ours, latents, options.steps)
+    own_seconds = time.perf_counter() - started
+    error = float(((found - expected) ** 2).mean())
+    span = float(expected.max() - expected.min())
+    psnr = 10 * np.log10(span**2 / error) if error else float("inf")
+    for path, one in errors.items():
+        print(f"{path:16} {one:.1e}")
+    print(f"PSNR after {options.steps} steps: {psnr:.1f} dB")
+    print(f"seconds: diffusers {seconds:.1f} (one evaluation more), fuserve {own_seconds:.1f}")
+    print(json.dumps({"model": options.model, "errors": errors, "psnr_db": psnr}))
+
+
+def added_conditions(spec: UNetSpec, size: int) -> tuple[dict[str, Any], dict[str, Array], int]:
+    """SDXL's pooled text and sizes for diffusers and for us, and the rows of the time embedding."""
+    if spec.text_time is None:
+        return {}, {}, 1
+    dim = spec.text_time.time_dim
+    pooled = torch.randn(2, spec.text_time.in_channels - 6 * dim)
+    sizes = torch.tensor([[size, size, 0, 0, size, size]] * 2, dtype=torch.float32)
+    embedded = sinusoids(sizes.numpy().reshape(-1), dim).reshape(2, -1)
+    own = {"added": np.concatenate([pooled.numpy(), embedded], axis=1)}
+    return {"text_embeds": pooled, "time_ids": sizes}, own, 2
+
+
+if __name__ == "__main__":
+    main()
