@@ -13,7 +13,6 @@ import pytest
 
 from fuserve.diffusion.image_params import ImageParams
 from fuserve.diffusion.model import DiffusionModel
-from fuserve.diffusion.options import DiffusionOptions
 from fuserve.diffusion.pipeline import ImageTask
 from fuserve.engine.config import EngineConfig
 from fuserve.engine.engine import Engine
@@ -68,8 +67,7 @@ def test_a_chat_streams_to_its_end_within_one_step_of_a_picture() -> None:
 def test_eight_requests_of_two_sizes_get_on_fairly_while_a_chat_streams(
     stable_diffusion: Path,
 ) -> None:
-    options = DiffusionOptions(executor="reference")
-    model = DiffusionModel.load(stable_diffusion, options)
+    model = DiffusionModel.load(stable_diffusion)
     multiple = model.size_multiple
     sides = [multiple * 2 if number % 2 else multiple for number in range(8)]
     progress: list[tuple[int, int, int]] = []  # number of the request, its step, of how many
@@ -85,7 +83,7 @@ def test_eight_requests_of_two_sizes_get_on_fairly_while_a_chat_streams(
                 size=f"{side}x{side}",  # type: ignore[call-overload]
                 stream=True,
                 partial_images=20,
-                extra_body={"seed": number, "steps": 3, "guidance_scale": 5.0},
+                extra_body={"seed": number, "steps": 6, "guidance_scale": 5.0},
             )
             for event in stream:
                 progress.append((number, event.step, event.steps))
@@ -107,10 +105,10 @@ def test_eight_requests_of_two_sizes_get_on_fairly_while_a_chat_streams(
     assert sorted(ended) == list(range(8))
     # Steps of a small picture are a quarter of a large one's: it is done long before.
     assert {number for number in ended[:4]} == {0, 2, 4, 6}
-    alone = DiffusionModel.load(stable_diffusion, options)
+    alone = DiffusionModel.load(stable_diffusion)
     for number in (1, 2):  # the picture does not tell who painted beside
         side = sides[number]
-        params = ImageParams(steps=3, guidance_scale=5.0, width=side, height=side)
+        params = ImageParams(steps=6, guidance_scale=5.0, width=side, height=side)
         (image,) = ImageTask(alone, [f"picture {number}"], [number], params).run()
         assert (pixels(pictures[number]) == (image * 255 + 0.5).astype("uint8")).all()
 

@@ -11,11 +11,6 @@ class ServedModel(ImageModel[Any], Protocol):
     """A model that tells how much text it reads, and what it had read before."""
 
     @property
-    def size_multiple(self) -> int:
-        """Height and width in pixels must be multiples of this."""
-        ...
-
-    @property
     def prompt_queries(self) -> int:
         """Prompts that were to be encoded so far."""
         ...
