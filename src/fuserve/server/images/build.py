@@ -15,7 +15,6 @@ from fuserve.server.images.metrics import ImageMetrics
 from fuserve.server.metrics import ServerMetrics
 
 
-
 @dataclass(frozen=True, slots=True)
 class ImageSettings:
     """An image model to serve.
