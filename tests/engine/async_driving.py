@@ -11,7 +11,7 @@ from typing import Any
 from fuserve.decoder.step import StepBatch
 from fuserve.engine.async_engine import AsyncEngine
 from fuserve.engine.engine import Engine
-from fuserve.engine.outputs import Piece, RequestOutput
+from fuserve.engine.outputs import Piece, RequestOutput, RequestUpdate
 from fuserve.engine.request_stream import RequestStream
 from fuserve.engine.stats import EngineStats, StepStats
 from tests.engine.driving import make_engine
@@ -68,7 +68,7 @@ async def running(engine: Engine | None = None, **options: Any) -> AsyncIterator
         await served.drain(0)
 
 
-async def read_all(stream: RequestStream) -> tuple[RequestOutput, list[Piece]]:
+async def read_all(stream: RequestStream[RequestUpdate]) -> tuple[RequestOutput, list[Piece]]:
     pieces: list[Piece] = []
     async for update in stream:
         pieces += update.pieces

@@ -22,6 +22,7 @@ from fuserve.engine.engine import Engine
 from fuserve.engine.sampling_params import SamplingParams
 from fuserve.server.app import create_app
 from fuserve.server.config import ServedModel, ServerConfig
+from fuserve.server.images.context import ServedImages
 from fuserve.server.lifecycle import listen
 from fuserve.server.metrics import ServerMetrics
 from tests.engine.fake_model import ByteCodec, FakeExecutor
@@ -65,6 +66,7 @@ def serving(
     max_model_len: int = 1024,
     config: ServerConfig | None = None,
     names: Sequence[str] = ("toy",),
+    images: ServedImages | None = None,
     **limits: Any,
 ) -> Iterator[RunningServer]:
     """Serve an engine on a free port until the block ends."""
@@ -72,7 +74,7 @@ def serving(
     metrics = ServerMetrics(model.name)
     async_engine = AsyncEngine(engine, observer=metrics, **limits)
     codec = cast(Tokenizer, tokenizer)
-    app = create_app(async_engine, codec, model, config or ServerConfig(), metrics)
+    app = create_app(async_engine, codec, model, config or ServerConfig(), metrics, images)
     async_engine.start()
     with listen("127.0.0.1", 0) as listener:
         options = uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=5)

@@ -176,7 +176,7 @@ def test_the_settings_are_sent_kept_over_a_reload_and_reset(page: Page, fake: Fa
     page.get_by_label("Temperature").fill("0.3")
     page.get_by_label("Top p").fill("0.9")
     page.get_by_label("Max tokens").fill("7")
-    page.get_by_label("Seed").fill("42")
+    page.get_by_label("Seed", exact=True).fill("42")
     page.reload()
     say(page, "hello")
     finished(page)
@@ -186,7 +186,7 @@ def test_the_settings_are_sent_kept_over_a_reload_and_reset(page: Page, fake: Fa
     assert chosen == {"temperature": 0.3, "top_p": 0.9, "max_tokens": 7, "seed": 42}
 
     page.get_by_role("button", name="Reset to defaults").click()
-    expect(page.get_by_label("Seed")).to_have_value("")
+    expect(page.get_by_label("Seed", exact=True)).to_have_value("")
     say(page, "hello again")
     finished(page)
     assert "temperature" not in fake.bodies[-1] and "seed" not in fake.bodies[-1]

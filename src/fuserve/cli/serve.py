@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from fuserve.cli.flags import Debug, ModelFlags, ModelOption, ParallelFlags
+from fuserve.cli.flags import MODEL_HELP, Debug, ModelFlags, ParallelFlags
 from fuserve.cli.output import WorkProgress, note
 from fuserve.errors import InvalidRequestError, MissingExtraError
 
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from fuserve.parallel.options import ParallelOptions
     from fuserve.server.build import ServeSettings
     from fuserve.server.config import ServerConfig
+    from fuserve.server.images.build import ImageSettings
 
 _SERVER_PANEL = "Server"
 _QUEUE_PANEL = "Scheduling"
+_IMAGE_PANEL = "Images"
 _REPLICA_PANEL = "Data parallelism"
 
 
@@ -29,6 +31,10 @@ def _server(*names: str, help: str, **limits: Any) -> Any:
 
 def _replica(*names: str, help: str, **limits: Any) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=_REPLICA_PANEL, **limits)
+
+
+def _image(*names: str, help: str, **limits: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=_IMAGE_PANEL, **limits)
 
 
 def _queue(*names: str, help: str, **limits: Any) -> Any:
@@ -133,6 +139,48 @@ class SchedulingFlags:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageFlags:
+    """An image model beside the language model, or alone."""
+
+    image_model: Annotated[
+        str | None,
+        _image(
+            "--image-model",
+            metavar="MODEL",
+            help="Diffusion model for /v1/images: a folder, a file, a hub id (extra 'image').",
+        ),
+    ] = None
+    served_image_model_name: Annotated[
+        list[str] | None,
+        _image(
+            "--served-image-model-name",
+            help="What requests call the image model; may be repeated.",
+        ),
+    ] = None
+    max_queue_image_requests: Annotated[
+        int, _image("--max-queue-image-requests", help="Image requests that may wait.", min=1)
+    ] = 32
+    image_executor: Annotated[
+        Literal["native", "reference"],
+        _image("--image-executor", help="reference runs in torch (extra 'torch')."),
+    ] = "native"
+
+    def settings(self) -> ImageSettings | None:
+        """As the server takes it; None where no image model is asked for."""
+        if self.image_model is None:
+            return None
+        from fuserve.diffusion.options import DiffusionOptions
+        from fuserve.server.images.build import ImageSettings
+
+        return ImageSettings(
+            self.image_model,
+            tuple(self.served_image_model_name or (self.image_model,)),
+            DiffusionOptions(executor=self.image_executor),
+            self.max_queue_image_requests,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class ReplicaFlags:
     """How many engines are behind the door."""
 
@@ -152,12 +200,13 @@ class ReplicaFlags:
 
 
 def serve(
-    model: ModelOption,
     flags: ModelFlags,
     parallel: ParallelFlags,
     scheduling: SchedulingFlags,
     server: ServerFlags,
     replication: ReplicaFlags,
+    image_flags: ImageFlags,
+    model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option("--tokenizer", help="Model whose tokenizer is used; the model's own."),
@@ -165,6 +214,8 @@ def serve(
     debug: Debug = False,
 ) -> None:
     """Serve a model over HTTP, with OpenAI's API and a web page to try it.
+
+    It may be a language model, an image model (--image-model), or one of each.
 
     SIGTERM and Ctrl-C let running requests end before the server exits.
     """
@@ -177,6 +228,16 @@ def serve(
         raise InvalidRequestError(
             "a replica is one process: give either --replicas or the parallel sizes"
         )
+    images = image_flags.settings()
+    if has_replicas and images is not None:
+        raise InvalidRequestError(
+            "replicas are copies of a language model: serve --image-model by a server of its own"
+        )
+    if model is None:
+        if images is None:
+            raise InvalidRequestError("nothing to serve: give --model, --image-model, or both")
+        _serve_images(images, server, server.config(scheduling.request_timeout))
+        return
     settings = ServeSettings(
         model,
         flags.executor_options(),
@@ -199,12 +260,14 @@ def serve(
         if has_replicas:
             _serve_replicas(settings, replication, listener, server.grace_period, ready)
         else:
-            _serve_one(settings, parallel.options(), listener, server.grace_period, ready)
+            options = parallel.options()
+            _serve_one(settings, options, images, listener, server.grace_period, ready)
 
 
 def _serve_one(
     settings: ServeSettings,
     parallel: ParallelOptions,
+    images: ImageSettings | None,
     listener: socket,
     grace_s: float,
     ready: Callable[[], None],
@@ -218,11 +281,28 @@ def _serve_one(
     with WorkProgress() as progress:
         loaded = load_parallel(settings.model, settings.options, parallel, progress.update)
     try:
-        app = build_app(loaded, settings)
+        app = build_app(loaded, settings, images)
         configure_logging(settings.log_level)
-        run_server(app, app.state.context, listener, grace_s=grace_s, ready=ready)
+        run_server(app, app.state.served, listener, grace_s=grace_s, ready=ready)
     finally:
         loaded.close()
+
+
+def _serve_images(images: ImageSettings, server: ServerFlags, config: ServerConfig) -> None:
+    """An image model alone."""
+    from fuserve.server.build import build_image_app
+    from fuserve.server.lifecycle import listen, run_server
+    from fuserve.server.logs import configure_logging
+
+    with listen(server.host, server.port) as listener:
+        url = _url(server.host, listener.getsockname()[1])
+        app = build_image_app(images, config)
+        configure_logging(server.log_level)
+
+        def ready() -> None:
+            _announce_images(url, images.names[0], bool(config.api_keys))
+
+        run_server(app, app.state.served, listener, grace_s=server.grace_period, ready=ready)
 
 
 def _serve_replicas(
@@ -268,9 +348,22 @@ def _url(host: str, port: int) -> str:
     return f"http://{reachable}:{port}"
 
 
+def _announce_images(url: str, name: str, needs_key: bool) -> None:
+    note(f"""\
+{name} is served at {url}/v1. Try it in a browser: {url}/
+Or:
+  curl {url}/v1/images/generations -H 'Content-Type: application/json'{_key(needs_key)} \\
+    -d '{{"model": "{name}", "prompt": "a red circle"}}'
+Ctrl-C stops it once running requests have ended.""")
+
+
+def _key(needs_key: bool) -> str:
+    return " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
+
+
 def _announce(url: str, name: str, needs_key: bool) -> None:
     """Say what to do next."""
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
+    key = _key(needs_key)
     note(f"""\
 {name} is served at {url}/v1. Try it in a browser: {url}/
 Or:

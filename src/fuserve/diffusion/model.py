@@ -158,6 +158,20 @@ class DiffusionModel:
         """The network is told the guidance scale (LCM); it needs no negative prompt then."""
         return self._spec.guidance_channels is not None
 
+    @property
+    def prompt_queries(self) -> int:
+        """Prompts that were to be encoded so far."""
+        return self._prompts.num_queries
+
+    @property
+    def prompt_hits(self) -> int:
+        """How many of them had been kept."""
+        return self._prompts.num_hits
+
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt that the text encoder reads, those of its begin and end included."""
+        return self._prompts.count_tokens(prompt)
+
     def encode_prompts(self, prompts: Sequence[str], *, negative: bool = False) -> PromptEmbeds:
         """Encode prompts, or take them from those that were encoded lately.
 

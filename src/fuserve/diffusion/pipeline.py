@@ -114,6 +114,11 @@ class ImageTask:
         return None if self._clean is None else self._model.decode(self._clean)
 
     @property
+    def clean(self) -> FloatArray | None:
+        """The latents that the last step took for the pictures'; None before the first step."""
+        return self._clean
+
+    @property
     def latents(self) -> FloatArray | None:
         """The latents after the last step, ``[images, height, width, channels]``."""
         return self._sample

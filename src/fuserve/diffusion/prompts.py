@@ -51,6 +51,8 @@ class PromptEncoder:
         self._encoders = [_TextEncoder(part, backend, penultimate) for part in parts]
         self._pooled = pooled
         self._cache: OrderedDict[str, tuple[Array, Array | None]] = OrderedDict()
+        self.num_queries = 0
+        self.num_hits = 0
 
     @property
     def max_tokens(self) -> int:
@@ -92,8 +94,14 @@ class PromptEncoder:
         tokenizer = self._encoders[0].tokenizer
         return max(0, len(tokenizer.text_ids(prompt)) - (tokenizer.max_tokens - 2))
 
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt that are read, those of its begin and end included."""
+        return min(len(self._encoders[0].tokenizer.text_ids(prompt)) + 2, self.max_tokens)
+
     def _encoded(self, prompt: str) -> tuple[Array, Array | None]:
+        self.num_queries += 1
         if prompt in self._cache:
+            self.num_hits += 1
             self._cache.move_to_end(prompt)
             return self._cache[prompt]
         states = [encoder.encode(prompt) for encoder in self._encoders]

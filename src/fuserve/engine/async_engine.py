@@ -78,7 +78,7 @@ class AsyncEngine:
         self._wakeup = threading.Condition()
         self._arrivals: deque[Request] = deque()
         self._aborts: deque[str] = deque()
-        self._mailboxes: dict[str, Mailbox] = {}
+        self._mailboxes: dict[str, Mailbox[RequestUpdate]] = {}
         self._draining = False
         self._stopping = False
         self._death: str | None = None
@@ -112,7 +112,7 @@ class AsyncEngine:
         priority: int = 0,
         client: str = "",
         timeout_s: float | None = None,
-    ) -> RequestStream:
+    ) -> RequestStream[RequestUpdate]:
         """Queue a request; never waits for a step. ``Terms`` tells of the other arguments.
 
         Raises:
@@ -170,11 +170,13 @@ class AsyncEngine:
         """
         self._engine.check_request(prompt_token_ids, params)
 
-    def _submit(self, num_tokens: int, prepare: Callable[[], Request]) -> RequestStream:
+    def _submit(
+        self, num_tokens: int, prepare: Callable[[], Request]
+    ) -> RequestStream[RequestUpdate]:
         with self._wakeup:
             self._check_open(num_tokens)
         request = prepare()  # may take long, and needs no lock
-        mailbox = Mailbox()
+        mailbox: Mailbox[RequestUpdate] = Mailbox()
         with self._wakeup:
             self._check_open(num_tokens)
             if request.request_id in self._mailboxes:

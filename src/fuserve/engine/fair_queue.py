@@ -49,6 +49,10 @@ class FairShare:
         """Tokens were computed for a sequence of the client."""
         self._served[client] += num_tokens
 
+    def served(self, client: str) -> int:
+        """What the client has had."""
+        return self._served[client]
+
     def turn(self, sequence: Sequence) -> Turn:
         """Sorts sequences: the lowest comes next."""
         return (sequence.rank[0], self._served[sequence.client], sequence.rank)

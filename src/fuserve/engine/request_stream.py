@@ -7,23 +7,35 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
+from typing import Generic, Protocol, TypeVar
 
-from fuserve.engine.outputs import RequestUpdate
 from fuserve.errors import FuserveError
 
 Waiter = asyncio.Future[None]
 
 
-class Mailbox:
+class Update(Protocol):
+    """News of a request; the last one has an output."""
+
+    @property
+    def output(self) -> object | None:
+        """What came of the request, None while there is more to come."""
+        ...
+
+
+Kind = TypeVar("Kind", bound=Update)
+
+
+class Mailbox(Generic[Kind]):
     """Updates on their way from the engine's thread to one reader on an event loop."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._updates: deque[RequestUpdate] = deque()
+        self._updates: deque[Kind] = deque()
         self._error: FuserveError | None = None
         self._waiter: Waiter | None = None
 
-    def put(self, update: RequestUpdate) -> Waiter | None:
+    def put(self, update: Kind) -> Waiter | None:
         """Add an update; return the reader to be woken, if one waits."""
         with self._lock:
             self._updates.append(update)
@@ -35,7 +47,7 @@ class Mailbox:
             self._error = error
             return self._take_waiter()
 
-    async def get(self) -> RequestUpdate:
+    async def get(self) -> Kind:
         """The next update, as soon as there is one.
 
         Raises:
@@ -72,23 +84,25 @@ def _resolve(waiters: list[Waiter]) -> None:
             waiter.set_result(None)
 
 
-class RequestStream(AsyncIterator[RequestUpdate]):
+class RequestStream(AsyncIterator[Kind], Generic[Kind]):
     """The updates of one request; the last one has its ``output``.
 
     One task reads it. Closing or dropping it, or cancelling the task that waits for the next
     update, aborts the request.
     """
 
-    def __init__(self, request_id: str, mailbox: Mailbox, abort: Callable[[str], None]) -> None:
+    def __init__(
+        self, request_id: str, mailbox: Mailbox[Kind], abort: Callable[[str], None]
+    ) -> None:
         self.request_id = request_id
         self._mailbox = mailbox
         self._abort = abort
         self._ended = False
 
-    def __aiter__(self) -> RequestStream:
+    def __aiter__(self) -> RequestStream[Kind]:
         return self
 
-    async def __anext__(self) -> RequestUpdate:
+    async def __anext__(self) -> Kind:
         """The next update.
 
         Raises:

@@ -14,8 +14,9 @@ from fuserve.engine.config import EngineConfig
 from fuserve.engine.engine import Engine
 from fuserve.engine.sampling_params import SamplingParams
 from fuserve.errors import InvalidRequestError
-from fuserve.server.app import create_app
+from fuserve.server.app import create_app, create_image_app
 from fuserve.server.config import ServedModel, ServerConfig
+from fuserve.server.images.build import ImageSettings, start_images
 from fuserve.server.metrics import ServerMetrics
 
 
@@ -49,10 +50,13 @@ class ServeSettings:
     log_level: str = "info"
 
 
-def build_app(loaded: LoadedModel, settings: ServeSettings) -> FastAPI:
-    """The application over a started engine.
+def build_app(
+    loaded: LoadedModel, settings: ServeSettings, images: ImageSettings | None = None
+) -> FastAPI:
+    """The application over a started engine, and one for images where it is asked for.
 
     Raises:
+        FuserveError: the image model cannot be loaded.
         InvalidRequestError: there is no tokenizer.
         MissingExtraError: spans are to be sent, but OpenTelemetry is not installed.
     """
@@ -79,9 +83,21 @@ def build_app(loaded: LoadedModel, settings: ServeSettings) -> FastAPI:
         max_queue_tokens=settings.max_queue_tokens,
         observer=metrics,
     )
-    app = create_app(engine, tokenizer, served, settings.config, metrics)
+    beside = None if images is None else start_images(images, metrics)
+    app = create_app(engine, tokenizer, served, settings.config, metrics, beside)
     engine.start()
     return app
+
+
+def build_image_app(images: ImageSettings, config: ServerConfig) -> FastAPI:
+    """The application over a started image engine alone.
+
+    Raises:
+        FuserveError: the image model cannot be loaded.
+        MissingExtraError: as ``build_app``.
+    """
+    metrics = ServerMetrics(images.names[0])
+    return create_image_app(start_images(images, metrics), config, metrics)
 
 
 def _tokenizer(loaded: LoadedModel, name: str | None) -> Tokenizer:

@@ -12,7 +12,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fuserve.engine.outputs import CompletionOutput, Piece, RequestOutput, TokenLogprobs
+from fuserve.engine.outputs import (
+    CompletionOutput,
+    Piece,
+    RequestOutput,
+    RequestUpdate,
+    TokenLogprobs,
+)
 from fuserve.engine.request_stream import RequestStream
 from fuserve.errors import InvalidRequestError
 from fuserve.server.answer import json_answer
@@ -154,7 +160,7 @@ class _Reply:
         return chat_logprobs(entries, self._body.num_logprobs or 0, self._context.tokenizer)
 
     async def events(
-        self, streams: Sequence[RequestStream], facts: RequestFacts
+        self, streams: Sequence[RequestStream[RequestUpdate]], facts: RequestFacts
     ) -> AsyncGenerator[bytes, None]:
         """The answer as it comes."""
         head = {**self._head, "object": "chat.completion.chunk"}

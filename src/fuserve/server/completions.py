@@ -13,7 +13,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from fuserve.engine.outputs import CompletionOutput, Piece, RequestOutput, TokenLogprobs
+from fuserve.engine.outputs import (
+    CompletionOutput,
+    Piece,
+    RequestOutput,
+    RequestUpdate,
+    TokenLogprobs,
+)
 from fuserve.engine.request_stream import RequestStream
 from fuserve.server.answer import json_answer
 from fuserve.server.chunks import ChunkWriter
@@ -167,7 +173,7 @@ class _Reply:
         return usage
 
     async def events(
-        self, streams: Sequence[RequestStream], facts: RequestFacts
+        self, streams: Sequence[RequestStream[RequestUpdate]], facts: RequestFacts
     ) -> AsyncGenerator[bytes, None]:
         """The answer as it comes."""
         writer = ChunkWriter(self._head, wants_usage=self._body.wants_usage)

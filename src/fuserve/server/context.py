@@ -17,11 +17,10 @@ _LONG_TEXT_CHARS = 8192
 
 @dataclass(slots=True)
 class ServerContext:
-    """The engine, the model, and whether the server is leaving.
+    """The engine, and the language model that it runs.
 
     Attributes:
         workers: for what would hold up the event loop.
-        draining: no new requests are taken; ``/ready`` says so.
     """
 
     engine: AsyncEngine
@@ -30,15 +29,6 @@ class ServerContext:
     config: ServerConfig
     metrics: ServerMetrics
     workers: Workers
-    draining: bool = False
-
-    def num_running(self) -> int:
-        """Completions in the running batch."""
-        return self.engine.stats().num_running
-
-    async def drain(self, grace_s: float) -> None:
-        """Let what runs end; what outlasts ``grace_s`` seconds ends with an error."""
-        await self.engine.drain(grace_s)
 
     def check_model(self, name: str | None) -> None:
         """Raise a 404 unless the request means the model that is served.

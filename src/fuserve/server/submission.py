@@ -53,7 +53,7 @@ def checked_params(context: ServerContext, body: SamplingBody, **chosen: Any) ->
 
 async def submit(
     context: ServerContext, facts: RequestFacts, body: SamplingBody, jobs: Sequence[Job]
-) -> list[RequestStream]:
+) -> list[RequestStream[RequestUpdate]]:
     """Queue all jobs of a request, or none.
 
     Raises:
@@ -67,7 +67,7 @@ async def submit(
         raise invalid("prompt", f"prompt holds {len(jobs)} items; at most {most} may wait here.")
     if context.config.log_prompts:
         facts.prompt = "\n".join(job.prompt or str(list(job.token_ids)) for job in jobs)
-    streams: list[RequestStream] = []
+    streams: list[RequestStream[RequestUpdate]] = []
     try:
         for job in jobs:
             streams.append(await _submit(context, facts, body, job))
@@ -80,7 +80,7 @@ async def submit(
 
 async def _submit(
     context: ServerContext, facts: RequestFacts, body: SamplingBody, job: Job
-) -> RequestStream:
+) -> RequestStream[RequestUpdate]:
     num_tokens = len(job.token_ids)
     if num_tokens >= context.model.max_model_len:
         raise ApiError(
@@ -120,7 +120,7 @@ def _param_of(error: Exception, body: SamplingBody, job: Job) -> str:
 
 
 async def updates_of(
-    streams: Sequence[RequestStream],
+    streams: Sequence[RequestStream[RequestUpdate]],
 ) -> AsyncGenerator[tuple[int, RequestUpdate], None]:
     """The updates of all streams as they come, with the number of their stream.
 
@@ -154,7 +154,7 @@ async def updates_of(
             await asyncio.gather(*pumps, return_exceptions=True)
 
 
-async def outputs_of(streams: Sequence[RequestStream]) -> list[RequestOutput]:
+async def outputs_of(streams: Sequence[RequestStream[RequestUpdate]]) -> list[RequestOutput]:
     """The outputs of all streams, in their order.
 
     Raises:
@@ -170,7 +170,7 @@ async def outputs_of(streams: Sequence[RequestStream]) -> list[RequestOutput]:
 
 async def _pump(
     number: int,
-    stream: RequestStream,
+    stream: RequestStream[RequestUpdate],
     queue: asyncio.Queue[tuple[int, RequestUpdate | Exception]],
 ) -> None:
     try:

@@ -10,12 +10,20 @@ export class ApiError extends Error {
   }
 }
 
-/** The name of the first model. */
-export async function firstModel(apiKey) {
+const PAINTS = "text-to-image";
+
+/**
+ * The names of the first model that answers, and of the first that paints.
+ * @returns {Promise<{text: string, image: string}>} "" where there is none
+ */
+export async function firstModels(apiKey) {
   const response = await request("v1/models", { headers: authorization(apiKey) });
   const { data } = await response.json();
   if (!data?.length) throw new ApiError("The server lists no model.");
-  return data[0].id;
+  return {
+    text: data.find((model) => model.task !== PAINTS)?.id ?? "",
+    image: data.find((model) => model.task === PAINTS)?.id ?? "",
+  };
 }
 
 /**
@@ -23,22 +31,37 @@ export async function firstModel(apiKey) {
  * @yields {{text: string, finishReason: ?string, usage: ?object}}
  */
 export async function* streamChat(body, apiKey, signal) {
-  const response = await request("v1/chat/completions", {
-    method: "POST",
-    headers: { "content-type": "application/json", ...authorization(apiKey) },
-    body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }),
-    signal,
-  });
-  for await (const data of events(response.body)) {
-    if (data === "[DONE]") return;
-    const event = JSON.parse(data);
-    if (event.error) throw new ApiError(event.error.message ?? String(event.error));
+  const asked = { ...body, stream_options: { include_usage: true } };
+  for await (const event of stream("v1/chat/completions", asked, apiKey, signal)) {
     const choice = event.choices?.[0];
     yield {
       text: choice?.delta?.content ?? "",
       finishReason: choice?.finish_reason ?? null,
       usage: event.usage ?? null,
     };
+  }
+}
+
+/**
+ * Stream the previews of a picture and the picture itself.
+ * @yields {{type: string, b64_json: string, step: number, steps: number, seed: number}}
+ */
+export const streamImage = (body, apiKey, signal) =>
+  stream("v1/images/generations", body, apiKey, signal);
+
+/** The events of a request, until the server says that they are all. */
+async function* stream(path, body, apiKey, signal) {
+  const response = await request(path, {
+    method: "POST",
+    headers: { "content-type": "application/json", ...authorization(apiKey) },
+    body: JSON.stringify({ ...body, stream: true }),
+    signal,
+  });
+  for await (const data of events(response.body)) {
+    if (data === "[DONE]") return;
+    const event = JSON.parse(data);
+    if (event.error) throw new ApiError(event.error.message ?? String(event.error));
+    yield event;
   }
   throw new ApiError("The connection ended before the answer did.");
 }

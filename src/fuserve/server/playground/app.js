@@ -1,5 +1,6 @@
 // The page: a conversation, its composer and its settings.
-import { ApiError, firstModel, streamChat } from "./api.js";
+import { ApiError, firstModels, streamChat } from "./api.js";
+import { showImageModel } from "./image.js";
 import { renderMarkdown } from "./markdown.js";
 import { Meter } from "./meter.js";
 import { apiKey, requestFields, startSettings, systemPrompt } from "./settings.js";
@@ -20,11 +21,14 @@ let running = null;
 async function connect() {
   const server = byId("server");
   try {
-    model = await firstModel(apiKey());
-    byId("model").textContent = model;
+    const models = await firstModels(apiKey());
+    model = models.text;
+    showImageModel(models.image, !model);
+    byId("model").textContent = [model, models.image].filter(Boolean).join(" · ");
     server.dataset.state = "ready";
   } catch (error) {
     model = "";
+    showImageModel("", false);
     server.dataset.state = "failed";
     const wantsKey = error.status === 401 || error.status === 403;
     byId("model").textContent = wantsKey ? "needs an API key" : error.message;

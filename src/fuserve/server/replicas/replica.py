@@ -12,9 +12,9 @@ from starlette.types import Message, Scope
 from fuserve.decoder import load_model
 from fuserve.errors import EngineStoppedError
 from fuserve.server.build import ServeSettings, build_app
-from fuserve.server.context import ServerContext
 from fuserve.server.logs import configure_logging
 from fuserve.server.replicas.messages import ForwardedRequest
+from fuserve.server.served import Served
 
 
 class Replica:
@@ -30,7 +30,7 @@ class Replica:
             settings.model, settings.options, memory_share=settings.memory_share
         )
         self._app = build_app(self._loaded, settings)
-        self._context: ServerContext = self._app.state.context
+        self._served: Served = self._app.state.served
 
     async def answer(self, request: ForwardedRequest) -> AsyncGenerator[list[Message], None]:
         """The application's ASGI messages, as many at once as there are.
@@ -71,7 +71,7 @@ class Replica:
     async def metrics(self) -> tuple[str, bytes]:
         """Its name, and its metrics in Prometheus' text format."""
         name = serve.get_replica_context().replica_id.unique_id
-        return name, self._context.metrics.exposition()
+        return name, self._served.metrics.exposition()
 
     def check_health(self) -> None:
         """Called by Ray Serve every few seconds; a replica that fails is replaced.
@@ -79,7 +79,7 @@ class Replica:
         Raises:
             EngineStoppedError: the engine's thread has died, or a step does not end.
         """
-        state = self._context.engine.health()
+        state = self._served.health()
         if not state.ok:
             raise EngineStoppedError(f"the engine has failed: {state.reason}")
 

@@ -1,0 +1,1 @@
+"""The image engine: denoising steps of many requests, one after the other."""

@@ -1,0 +1,25 @@
+"""What the image engine asks of a model, beside what the generation loop does."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from fuserve.diffusion.image_model import ImageModel
+
+
+class ServedModel(ImageModel[Any], Protocol):
+    """A model that tells how much text it reads, and what it had read before."""
+
+    @property
+    def prompt_queries(self) -> int:
+        """Prompts that were to be encoded so far."""
+        ...
+
+    @property
+    def prompt_hits(self) -> int:
+        """How many of them had been kept."""
+        ...
+
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt that the text encoder reads."""
+        ...

@@ -1,0 +1,1 @@
+"""``/v1/images``: pictures from prompts, in OpenAI's shapes."""

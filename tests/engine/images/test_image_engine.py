@@ -1,0 +1,59 @@
+"""The image engine's thread."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import threading
+
+import pytest
+
+from fuserve.diffusion.image_params import ImageParams
+from fuserve.engine.images.engine import ImageEngine
+from fuserve.errors import InvalidRequestError, ModelNotFoundError
+from tests.engine.images.fake_model import FakeImageModel
+
+
+def test_an_error_of_loading_reaches_whoever_starts_it() -> None:
+    def load() -> FakeImageModel:
+        raise ModelNotFoundError("no such model")
+
+    engine = ImageEngine(load)
+    with pytest.raises(ModelNotFoundError):
+        engine.start()
+    assert not engine.health().ok
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has priorities of threads")
+def test_the_model_and_its_steps_give_way_to_other_threads() -> None:
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    found: list[int] = []
+
+    def note() -> None:
+        found.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+
+    def load() -> FakeImageModel:
+        team = threading.Thread(target=note)  # as a model's pool of threads
+        team.start()
+        team.join()
+        return FakeImageModel(lambda prompt: note())
+
+    async def paint() -> None:
+        engine = ImageEngine(load)
+        engine.start()
+        async for _ in engine.submit("x", ImageParams(steps=1)):
+            pass
+        await engine.drain(5)
+
+    asyncio.run(paint())
+    assert found == [min(own + 10, 19)] * 2
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
+
+
+def test_what_could_never_be_painted_is_refused_at_once() -> None:
+    engine = ImageEngine(FakeImageModel)
+    engine.start()
+    with pytest.raises(InvalidRequestError, match="multiple of 8"):
+        engine.submit("x", ImageParams(width=60))
+    asyncio.run(engine.drain(0))

@@ -1,0 +1,122 @@
+"""One server with a language model and an image model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fuserve.diffusion.image_params import ImageParams
+from fuserve.diffusion.model import DiffusionModel
+from fuserve.diffusion.pipeline import ImageTask
+from fuserve.engine.config import EngineConfig
+from fuserve.engine.engine import Engine
+from fuserve.server.metrics import ServerMetrics
+from tests.diffusion.model_folders import small_sd
+from tests.engine.fake_model import FakeExecutor
+from tests.engine.images.fake_model import FakeImageModel, Gate
+from tests.server.imaging import NAME, images_of, pixels
+from tests.server.serving import ChatByteCodec, RunningServer, serving
+
+QUESTION: list[Any] = [{"role": "user", "content": "Hello!"}]
+
+
+@contextmanager
+def serving_both(model: Any) -> Iterator[RunningServer]:
+    """The toy language model, and an image model."""
+    codec = ChatByteCodec()
+    engine = Engine(FakeExecutor(), codec, EngineConfig(1024, 8, 64))
+    images = images_of(model, ServerMetrics(NAME))
+    try:
+        with serving(engine, codec, images=images) as server:
+            yield server
+    finally:
+        asyncio.run(images.engine.drain(0))
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion of random weights, as a folder."""
+    folder = tmp_path_factory.mktemp("sd")
+    small_sd(folder)
+    return folder / "model"
+
+
+def test_a_chat_streams_to_its_end_within_one_step_of_a_picture() -> None:
+    gate = Gate()
+    with serving_both(FakeImageModel(gate)) as server, ThreadPoolExecutor(1) as pool:
+        client = server.client()
+        painting = pool.submit(client.images.generate, prompt="x")
+        gate.wait_for_step()
+        stream = client.chat.completions.create(
+            model="toy", messages=QUESTION, max_tokens=64, stream=True
+        )
+        num_chunks = len([chunk for chunk in stream if chunk.choices])
+        assert num_chunks > 2
+        assert not painting.done()
+        assert len(gate.steps) == 1
+        gate.open()
+        assert painting.result().data
+
+
+def test_eight_requests_of_two_sizes_get_on_fairly_while_a_chat_streams(
+    stable_diffusion: Path,
+) -> None:
+    model = DiffusionModel.load(stable_diffusion)
+    multiple = model.size_multiple
+    sides = [multiple * 2 if number % 2 else multiple for number in range(8)]
+    progress: list[tuple[int, int, int]] = []  # number of the request, its step, of how many
+    pictures: dict[int, str] = {}
+
+    with serving_both(model) as server, ThreadPoolExecutor(9) as pool:
+        client = server.client()
+
+        def paint(number: int) -> None:
+            side = sides[number]
+            stream = client.images.generate(
+                prompt=f"picture {number}",
+                size=f"{side}x{side}",  # type: ignore[call-overload]
+                stream=True,
+                partial_images=20,
+                extra_body={"seed": number, "steps": 6, "guidance_scale": 5.0},
+            )
+            for event in stream:
+                progress.append((number, event.step, event.steps))
+                pictures[number] = event.b64_json
+
+        def chat() -> str:
+            stream = client.chat.completions.create(
+                model="toy", messages=QUESTION, max_tokens=64, stream=True
+            )
+            return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+
+        painting = [pool.submit(paint, number) for number in range(8)]
+        for answer in [pool.submit(chat) for _ in range(4)]:
+            assert answer.result()
+        for each in painting:
+            each.result()
+
+    ended = [number for number, step, steps in progress if step == steps]
+    assert sorted(ended) == list(range(8))
+    # Steps of a small picture are a quarter of a large one's: it is done long before.
+    assert {number for number in ended[:4]} == {0, 2, 4, 6}
+    alone = DiffusionModel.load(stable_diffusion)
+    for number in (1, 2):  # the picture does not tell who painted beside
+        side = sides[number]
+        params = ImageParams(steps=6, guidance_scale=5.0, width=side, height=side)
+        (image,) = ImageTask(alone, [f"picture {number}"], [number], params).run()
+        assert (pixels(pictures[number]) == (image * 255 + 0.5).astype("uint8")).all()
+
+
+def test_both_models_are_listed_and_each_knows_its_own() -> None:
+    with serving_both(FakeImageModel()) as server:
+        client = server.client()
+        listed = {model.id: model.task for model in client.models.list()}  # type: ignore[attr-defined]
+        assert listed == {"toy": "generate", NAME: "text-to-image"}
+        with pytest.raises(Exception, match="image model 'toy' does not exist"):
+            client.images.generate(prompt="x", model="toy")
