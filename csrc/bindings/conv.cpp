@@ -21,6 +21,14 @@ using Images = Array<const float, 4>;
 using Rows = std::optional<Array<const float, 2>>;
 using Sides = std::tuple<int, int, int, int>;
 
+ConvMethod checked_method(const ConvShape& shape, int number) {
+  require(number >= 0 && number <= static_cast<int>(ConvMethod::winograd4), "unknown method");
+  const auto method = static_cast<ConvMethod>(number);
+  require(shape.has_method(method),
+          "Winograd needs size 3 and stride 1, without upsampling, and F(4x4) float32 weights");
+  return method;
+}
+
 ConvShape checked_shape(std::tuple<int, int> channels, int out_channels, int size, int stride,
                         Sides padding, bool upsample, int method, bool half) {
   const auto [first, second] = channels;
@@ -30,11 +38,8 @@ ConvShape checked_shape(std::tuple<int, int> channels, int out_channels, int siz
   const auto [top, left, bottom, right] = padding;
   for (const int side : {top, left, bottom, right})
     require(side >= 0 && side < size, "padding must be less than size");
-  require(method >= 0 && method <= static_cast<int>(ConvMethod::winograd4), "unknown method");
   require(!upsample || (size == 3 && stride == 1 && padding == Sides(1, 1, 1, 1)),
           "an upsampling convolution has size 3, stride 1 and padding 1");
-  require(method == 0 || (size == 3 && stride == 1 && !upsample),
-          "Winograd needs size 3 and stride 1, without upsampling");
   ConvShape shape;
   shape.channels = {first, second};
   shape.out_channels = out_channels;
@@ -45,8 +50,8 @@ ConvShape checked_shape(std::tuple<int, int> channels, int out_channels, int siz
   shape.bottom = bottom;
   shape.right = right;
   shape.upsample = upsample;
-  shape.method = static_cast<ConvMethod>(method);
   shape.half = half;
+  shape.method = checked_method(shape, method);
   return shape;
 }
 
@@ -141,6 +146,22 @@ void bind_conv(nb::module_& m) {
           nb::arg("padding"), nb::arg("upsample"), nb::arg("method"), nb::arg("half"))
       .def_prop_ro("in_channels", &ConvShape::in_channels)
       .def_ro("out_channels", &ConvShape::out_channels)
+      .def_prop_ro("taps", &ConvShape::taps)
+      .def_prop_ro("components", &ConvShape::components)
+      .def_prop_ro("method", [](const ConvShape& self) { return static_cast<int>(self.method); })
+      .def(
+          "has_method",
+          [](const ConvShape& self, int method) {
+            return self.has_method(static_cast<ConvMethod>(method));
+          },
+          nb::arg("method"))
+      .def(
+          "with_method",
+          [](ConvShape self, int method) {
+            self.method = checked_method(self, method);
+            return self;
+          },
+          nb::arg("method"))
       .def_prop_ro("tiles", &ConvShape::tiles)
       .def_prop_ro("packed_bytes", &ConvShape::packed_bytes)
       .def("out_height", &ConvShape::out_height, nb::arg("height"))

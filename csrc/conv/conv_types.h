@@ -35,6 +35,11 @@ struct ConvShape {
   ConvMethod method = ConvMethod::direct;
   bool half = false;  // weights are kept as binary16
 
+  // F(4x4) makes 20 times as much of the rounding of binary16 weights as the others.
+  bool has_method(ConvMethod m) const {
+    if (m == ConvMethod::direct) return true;
+    return size == 3 && stride == 1 && !upsample && !(half && m == ConvMethod::winograd4);
+  }
   int in_channels() const { return channels[0] + channels[1]; }
   int tiles() const { return ceil_div(out_channels, kTileRows); }
 
@@ -56,7 +61,9 @@ struct ConvShape {
   int row_step() const { return method != ConvMethod::direct ? tile_outputs() : upsample ? 2 : 1; }
 
   // A panel of 16 outputs of a block is at most half of a 32 KB first-level cache.
-  int block_channels() const { return taps() == 9 ? 32 : kPanelValues / taps(); }
+  int block_channels() const {
+    return taps() == 9 || method != ConvMethod::direct ? 32 : kPanelValues / taps();
+  }
   int blocks_of(int source) const {
     return ceil_div(channels[static_cast<size_t>(source)], block_channels());
   }

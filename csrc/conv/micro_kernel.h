@@ -36,6 +36,7 @@ inline void multiply(const float* const (&x)[kPixels], const Taps& taps, const f
   for (int line = 0; line < fetch.lines; ++line) prefetch(fetch.from + 64 * line);
   for (int tap = 0; tap < taps.count; ++tap) {
     const std::ptrdiff_t from = taps.offsets[static_cast<size_t>(tap)];
+#pragma GCC unroll 4
     for (std::ptrdiff_t k = from; k < from + taps.channels; ++k, panel += kTileRows) {
       F32x16 weights[R];
 #pragma GCC unroll 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from fuserve._native import PackedConv, ThreadPool
 from fuserve.kernels.conv import (
     ConvActivation,
+    ConvCut,
     ConvEpilogue,
     ConvInput,
     ConvMethod,
@@ -150,3 +151,86 @@ def test_direct_convolutions_equal_float64(isa: str, case: Case) -> None:
     given = problem(case)
     got = convolve(given.pack(ConvMethod.DIRECT), given.given, ThreadPool(2), given.epilogue)
     assert given.error(got) <= 1e-5
+
+
+WINOGRAD_ERRORS = {ConvMethod.WINOGRAD2: 1e-4, ConvMethod.WINOGRAD4: 1e-3}
+
+
+@pytest.mark.parametrize("case", WINOGRAD_CASES, ids=str)
+@pytest.mark.parametrize("method", WINOGRAD_ERRORS)
+def test_winograd_convolutions_equal_float64(isa: str, case: Case, method: ConvMethod) -> None:
+    given = problem(case)
+    got = convolve(given.pack(method), given.given, ThreadPool(2), given.epilogue)
+    assert given.error(got) <= WINOGRAD_ERRORS[method] / 10
+
+
+CUT_CASES = [(case, ConvMethod.DIRECT) for case in DIRECT_CASES[2:6] + DIRECT_CASES[8:]]
+CUT_CASES += [(case, method) for case in WINOGRAD_CASES[2:5] for method in WINOGRAD_ERRORS]
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("case", "method"), CUT_CASES, ids=str)
+def test_a_result_does_not_depend_on_batch_threads_or_cut(
+    isa: str, case: Case, method: ConvMethod, half: bool
+) -> None:
+    if half and method == ConvMethod.WINOGRAD4:
+        pytest.skip("F(4x4) keeps its weights in float32")
+    given = problem(replace(case, batch=3))
+    weights = given.pack(method, half)
+    want = convolve(weights, given.given, ThreadPool(1), given.epilogue)
+    for threads, cut in (
+        (2, ConvCut()),
+        (3, ConvCut(band_rows=4, unit_tiles=1)),
+        (2, ConvCut(band_rows=8, unit_tiles=2)),
+    ):
+        got = convolve(weights, given.given, ThreadPool(threads), given.epilogue, cut)
+        np.testing.assert_array_equal(got, want)
+    for image in range(3):
+        got = convolve(weights, *image_of(given, image))
+        np.testing.assert_array_equal(got[0], want[image])
+
+
+def image_of(given: Problem, image: int) -> tuple[ConvInput, ThreadPool, ConvEpilogue]:
+    """One image of a problem alone."""
+
+    def one(x: Floats | None) -> Floats | None:
+        return None if x is None else np.ascontiguousarray(x[image : image + 1])
+
+    x, after = given.given, given.epilogue
+    first = one(x.first)
+    assert first is not None
+    return (
+        ConvInput(first, one(x.second), one(x.scale), one(x.shift), x.silu),
+        ThreadPool(1),
+        ConvEpilogue(one(after.channel_add), one(after.residual), after.activation),
+    )
+
+
+@pytest.mark.parametrize("method", [ConvMethod.DIRECT, ConvMethod.WINOGRAD2])
+def test_half_weights_are_the_rounded_ones(isa: str, method: ConvMethod) -> None:
+    given = problem(Case((48, 16), 24, 8, 10))
+    whole = convolve(given.pack(method), given.given, ThreadPool(1))
+    half = convolve(given.pack(method, half=True), given.given, ThreadPool(1))
+    shares = np.abs(half - whole) / np.sqrt((whole**2).mean())
+    assert 0 < shares.max() < 2e-3
+    exact = replace(given, filters=given.filters.astype(np.float16).astype(np.float32))
+    if method == ConvMethod.DIRECT:
+        same = convolve(exact.pack(method), given.given, ThreadPool(1))
+        np.testing.assert_array_equal(half, same)
+
+
+def test_arguments_that_do_not_go_together_are_refused() -> None:
+    with pytest.raises(ValueError, match="Winograd"):
+        conv_shape((8, 0), 8, 3, stride=2, method=ConvMethod.WINOGRAD2)
+    with pytest.raises(ValueError, match="float32 weights"):
+        conv_shape((8, 0), 8, 3, method=ConvMethod.WINOGRAD4, half=True)
+    with pytest.raises(ValueError, match="upsampling"):
+        conv_shape((8, 0), 8, 1, upsample=True)
+    with pytest.raises(ValueError, match="size"):
+        conv_shape((8, 0), 8, 5)
+    weights = problem(Case((8, 4), 8, 4, 4)).pack(ConvMethod.DIRECT)
+    image = np.zeros((1, 4, 4, 8), np.float32)
+    with pytest.raises(ValueError, match="as many sources"):
+        convolve(weights, ConvInput(image), ThreadPool(1))
+    with pytest.raises(ValueError, match="own channels"):
+        convolve(weights, ConvInput(image, image), ThreadPool(1))

@@ -1,0 +1,157 @@
+"""Convolutions of diffusion models beside torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from fuserve import _native
+from fuserve._native import ThreadPool
+from fuserve.kernels.conv import ConvActivation, ConvMethod, conv_shape, pack_conv, packed_conv
+from fuserve.kernels.machine import measure_fp32, selected_isa
+
+from .measure import Call, Effort, Row, in_turns
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution of a model, its input normalized and activated (which torch is spared)."""
+
+    channels: tuple[int, int]
+    out_channels: int
+    size: int  # of the square image
+    batch: int = 1
+    filter: int = 3
+    stride: int = 1
+    upsample: bool = False
+
+    @property
+    def name(self) -> str:
+        """Such as ``320+320 to 320``."""
+        first, second = self.channels
+        return f"{first}{f'+{second}' if second else ''} to {self.out_channels}"
+
+    @property
+    def case(self) -> str:
+        """The rest of what tells it apart."""
+        kind = " up" if self.upsample else f" /{self.stride}" if self.stride > 1 else ""
+        return f"{self.batch}x{self.size}x{self.size} k{self.filter}{kind}"
+
+
+UNET = [  # Stable Diffusion 1.5 at 512x512, a guided step
+    Layer((320, 0), 320, 64, 2),
+    Layer((640, 320), 320, 64, 2),
+    Layer((640, 0), 640, 32, 2),
+    Layer((1280, 640), 640, 32, 2),
+    Layer((1280, 0), 1280, 16, 2),
+    Layer((1280, 0), 1280, 8, 2),
+    Layer((320, 0), 320, 64, 2, stride=2),
+    Layer((640, 0), 640, 32, 2, upsample=True),
+    Layer((320, 0), 320, 64, 2, filter=1),
+    Layer((4, 0), 320, 64, 2),
+    Layer((320, 0), 4, 64, 2),
+]
+DECODER = [  # its autoencoder
+    Layer((512, 0), 512, 64),
+    Layer((256, 0), 256, 256),
+    Layer((128, 0), 128, 512),
+    Layer((256, 0), 256, 128, upsample=True),
+    Layer((128, 0), 3, 512),
+]
+QUICK = [UNET[0], UNET[2], UNET[5], DECODER[0]]
+METHODS = {
+    ConvMethod.DIRECT: "conv",
+    ConvMethod.WINOGRAD2: "conv F(2x2)",
+    ConvMethod.WINOGRAD4: "conv F(4x4)",
+}
+
+
+def measure_convs(effort: Effort, quick: bool) -> Iterator[Row]:
+    """Every method on every layer it can do; rates are those of the multiplications that the
+    definition has (of the four phases, upsampling), so Winograd can pass the ceiling.
+    """
+    pool = ThreadPool(effort.threads)
+    for layer in QUICK if quick else UNET + DECODER:
+        yield from _measure_layer(layer, pool, effort)
+
+
+def _measure_layer(layer: Layer, pool: ThreadPool, effort: Effort) -> Iterator[Row]:
+    ceiling = measure_fp32(effort.threads)
+    rng = np.random.default_rng(sum(layer.channels))
+    total = sum(layer.channels)
+    weights = rng.standard_normal((layer.out_channels, total, layer.filter, layer.filter))
+    filters = weights.astype(np.float32)
+    has_winograd = layer.filter == 3 and layer.stride == 1 and not layer.upsample
+    methods = list(METHODS) if has_winograd else [ConvMethod.DIRECT]
+    calls: dict[str, tuple[Call, int]] = {
+        METHODS[method]: (_our_conv(layer, filters, method, pool), 1) for method in methods
+    }
+    calls["conv2d"] = (_torch_conv(layer, filters), 1)
+    seconds = in_turns(calls, effort)
+    out = layer.size * (2 if layer.upsample else 1) // layer.stride
+    taps = 4 if layer.upsample else layer.filter**2
+    operations = 2 * layer.batch * out * out * layer.out_channels * total * taps
+    for method in methods:
+        ours = seconds[METHODS[method]]
+        yield Row(
+            METHODS[method],
+            layer.name,
+            layer.case,
+            ours,
+            operations / ours / 1e9,
+            "GOP/s",
+            "fp32 FMA",
+            ceiling / 1e9,
+            "conv2d",
+            seconds["conv2d"],
+        )
+
+
+def _our_conv(
+    layer: Layer,
+    filters: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
+    method: ConvMethod,
+    pool: ThreadPool,
+) -> Call:
+    shape = conv_shape(
+        layer.channels,
+        layer.out_channels,
+        layer.filter,
+        stride=layer.stride,
+        upsample=layer.upsample,
+        method=method,
+    )
+    packed = np.empty(shape.packed_bytes, np.uint8)
+    pack_conv(shape, filters, packed, pool)
+    conv = packed_conv(shape, packed, np.zeros(layer.out_channels, np.float32))
+    rng = np.random.default_rng(layer.size)
+    image = (layer.batch, layer.size, layer.size)
+    first, second = (
+        rng.standard_normal((*image, channels), np.float32) if channels else None
+        for channels in layer.channels
+    )
+    scale = np.ones((1, sum(layer.channels)), np.float32)
+    size = shape.out_height(layer.size)
+    out = np.zeros((layer.batch, size, size, layer.out_channels), np.float32)
+    isa, none = selected_isa(), int(ConvActivation.NONE)
+    return lambda _: _native.convolve(
+        isa, pool, conv, first, second, scale, scale, True, None, None, none, 0, 0, out
+    )
+
+
+def _torch_conv(layer: Layer, filters: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Call:
+    """torch's on one source that is normalized, activated and upsampled already, channels last."""
+    size = layer.size * (2 if layer.upsample else 1)
+    last = torch.channels_last
+    x = torch.randn(layer.batch, sum(layer.channels), size, size).contiguous(memory_format=last)
+    weight = torch.from_numpy(filters).contiguous(memory_format=last)
+
+    def call(_: int) -> None:
+        with torch.inference_mode():
+            F.conv2d(x, weight, stride=layer.stride, padding=layer.filter // 2)
+
+    return call
