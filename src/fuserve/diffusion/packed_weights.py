@@ -137,7 +137,7 @@ class PackedWeights:
         if self._options.exact_conv or op.size != 3 or op.stride != 1 or op.upsample:
             return ConvMethod.DIRECT
         num_bytes = 36 * op.out.channels * sum(source.channels for source in op.sources)
-        if num_bytes <= WINOGRAD4_MOST_BYTES:
+        if num_bytes <= WINOGRAD4_MOST_BYTES and not self._options.half_conv:
             return ConvMethod.WINOGRAD4
         return ConvMethod.WINOGRAD2 if num_bytes <= WINOGRAD2_MOST_BYTES else ConvMethod.DIRECT
 
