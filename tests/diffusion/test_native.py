@@ -98,8 +98,8 @@ def test_a_tiny_autoencoder() -> None:
 def test_a_text_encoder(activation: str) -> None:
     config = CLIPTextConfig(**TEXT, hidden_act=activation, projection_dim=20)
     weights = weights_of(randomized(CLIPTextModelWithProjection(config)))
-    spec = text_encoder_spec(Fields(config.to_dict()), "CLIPTextModelWithProjection")
-    assert_equals_reference(text_encoder_program(spec, 2, skip=1), weights)
+    spec = text_encoder_spec(Fields(config.to_dict()), projected=True)
+    assert_equals_reference(text_encoder_program(spec, 2, TOKENS, skip=1), weights)
 
 
 def test_an_image_has_the_same_bits_alone_in_a_batch_and_on_any_number_of_threads() -> None:

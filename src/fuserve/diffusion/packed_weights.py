@@ -18,6 +18,13 @@ FLOAT32 = Storage(WeightFormat.F32)
 TILE_ROWS = 16
 """Rows of a packed tile (``csrc/linear/format.h``)."""
 
+WINOGRAD4_MOST_BYTES = 12 << 20
+WINOGRAD2_MOST_BYTES = 48 << 20
+"""Unpacked fp32 bytes up to which a 3x3 convolution is worth F(4x4), whose weights are four times
+as large, or F(2x2), 1.8 times. Few channels go with large images in all these networks: where most
+of the arithmetic is, the weights are small. So a layer has one method, whatever the image's size,
+and images do not depend on which sizes came before."""
+
 Packed = npt.NDArray[np.uint8]
 
 
@@ -127,7 +134,12 @@ class PackedWeights:
                 del packed[key]
 
     def _method(self, op: ops.Conv) -> ConvMethod:
-        return ConvMethod.DIRECT
+        if self._options.exact_conv or op.size != 3 or op.stride != 1 or op.upsample:
+            return ConvMethod.DIRECT
+        num_bytes = 36 * op.out.channels * sum(source.channels for source in op.sources)
+        if num_bytes <= WINOGRAD4_MOST_BYTES and not self._options.half_conv:
+            return ConvMethod.WINOGRAD4
+        return ConvMethod.WINOGRAD2 if num_bytes <= WINOGRAD2_MOST_BYTES else ConvMethod.DIRECT
 
     def _pack_conv(self, op: ops.Conv, shape: ConvShape) -> PackedConv:
         packed = self._memory(shape.packed_bytes)
