@@ -7,6 +7,7 @@ from math import sqrt
 import numpy as np
 
 from fuserve.diffusion.schedulers.fields import SchedulerFields
+from fuserve.diffusion.schedulers.latents import MixedLatents
 from fuserve.diffusion.schedulers.noise_schedule import NoiseSchedule
 from fuserve.diffusion.schedulers.scheduler import (
     FloatArray,
@@ -15,24 +16,16 @@ from fuserve.diffusion.schedulers.scheduler import (
     noise_from,
     prediction_type,
 )
-from fuserve.diffusion.schedulers.spacing import (
-    SPACINGS,
-    check_num_steps,
-    leading,
-    linspace,
-    trailing,
-)
+from fuserve.diffusion.schedulers.spacing import check_num_steps, whole_timesteps
 
 
-class DDIM:
+class DDIM(MixedLatents):
     """Eq. 12 with eta 0: the step is deterministic.
 
     Raises:
         InvalidRequestError: the number of steps is out of range.
         UnsupportedModelError: a field's value.
     """
-
-    init_noise_sigma = 1.0
 
     def __init__(self, fields: SchedulerFields, num_steps: int) -> None:
         fields.refuse("thresholding")
@@ -44,27 +37,12 @@ class DDIM:
         clips = fields.flag("clip_sample", True)
         self._clip = fields.number("clip_sample_range", 1.0) if clips else None
         self._final = 1.0 if fields.flag("set_alpha_to_one", True) else schedule.alphas_cumprod[0]
-        spacing = fields.choice("timestep_spacing", "leading", SPACINGS)
-        if spacing == "leading":
-            self.timesteps = leading(num_train, num_steps, fields.integer("steps_offset", 0))
-        elif spacing == "trailing":
-            self.timesteps = trailing(num_train, num_steps)
-        else:
-            self.timesteps = np.round(linspace(num_train, num_steps))
+        self.timesteps = whole_timesteps(fields, num_train, num_steps)
         self._stride = num_train // num_steps
 
     def draws_noise(self, index: int) -> bool:
         """Never."""
         return False
-
-    def scale_input(self, sample: FloatArray, index: int) -> FloatArray:
-        """The latents themselves."""
-        return sample
-
-    def add_noise(self, clean: FloatArray, noise: FloatArray, index: int) -> FloatArray:
-        """A clean picture with the noise that there is before a step."""
-        alpha, sigma = self._schedule.alpha_sigma(int(self.timesteps[index]))
-        return alpha * clean + sigma * noise
 
     def step(
         self,

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuserve.diffusion.schedulers.fields import SchedulerFields
+from fuserve.diffusion.schedulers.latents import AddedNoise
 from fuserve.diffusion.schedulers.noise_schedule import NoiseSchedule
 from fuserve.diffusion.schedulers.scheduler import FloatArray, Update, prediction_type
 from fuserve.diffusion.schedulers.spacing import (
@@ -26,7 +27,7 @@ from fuserve.diffusion.schedulers.spacing import (
 )
 
 
-class Euler:
+class Euler(AddedNoise):
     """One evaluation a step, along the tangent.
 
     Raises:
@@ -57,14 +58,6 @@ class Euler:
         """Never."""
         return False
 
-    def scale_input(self, sample: FloatArray, index: int) -> FloatArray:
-        """The latents with the variance that the model was trained on."""
-        return sample * (1.0 / sqrt(self._sigmas[index] ** 2 + 1.0))
-
-    def add_noise(self, clean: FloatArray, noise: FloatArray, index: int) -> FloatArray:
-        """A clean picture with the noise that there is before a step."""
-        return clean + self._sigmas[index] * noise
-
     def step(
         self,
         sample: FloatArray,
@@ -78,7 +71,7 @@ class Euler:
         return Update(_towards(clean, sample, following / sigma), clean)
 
 
-class EulerAncestral:
+class EulerAncestral(AddedNoise):
     """Steps beyond the next noise level and adds fresh noise up to it (k-diffusion's form).
 
     Raises:
@@ -99,14 +92,6 @@ class EulerAncestral:
     def draws_noise(self, index: int) -> bool:
         """At every step; the last adds none of it, but diffusers draws there too."""
         return True
-
-    def scale_input(self, sample: FloatArray, index: int) -> FloatArray:
-        """The latents with the variance that the model was trained on."""
-        return sample * (1.0 / sqrt(self._sigmas[index] ** 2 + 1.0))
-
-    def add_noise(self, clean: FloatArray, noise: FloatArray, index: int) -> FloatArray:
-        """A clean picture with the noise that there is before a step."""
-        return clean + self._sigmas[index] * noise
 
     def step(
         self,

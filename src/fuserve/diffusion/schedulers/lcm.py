@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuserve.diffusion.schedulers.fields import SchedulerFields
+from fuserve.diffusion.schedulers.latents import MixedLatents
 from fuserve.diffusion.schedulers.noise_schedule import NoiseSchedule
 from fuserve.diffusion.schedulers.scheduler import (
     FloatArray,
@@ -24,15 +25,13 @@ from fuserve.diffusion.schedulers.spacing import check_num_steps
 _SIGMA_DATA = 0.5
 
 
-class LCM:
+class LCM(MixedLatents):
     """Predicts the clean picture at each step and noises it again for the next.
 
     Raises:
         InvalidRequestError: more steps than the distillation had.
         UnsupportedModelError: a field's value.
     """
-
-    init_noise_sigma = 1.0
 
     def __init__(self, fields: SchedulerFields, num_steps: int) -> None:
         fields.refuse("thresholding")
@@ -56,15 +55,6 @@ class LCM:
     def draws_noise(self, index: int) -> bool:
         """At every step but the last."""
         return index < len(self.timesteps) - 1
-
-    def scale_input(self, sample: FloatArray, index: int) -> FloatArray:
-        """The latents themselves."""
-        return sample
-
-    def add_noise(self, clean: FloatArray, noise: FloatArray, index: int) -> FloatArray:
-        """A clean picture with the noise that there is before a step."""
-        alpha, sigma = self._schedule.alpha_sigma(int(self.timesteps[index]))
-        return alpha * clean + sigma * noise
 
     def step(
         self,

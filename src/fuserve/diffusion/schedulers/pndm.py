@@ -11,15 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuserve.diffusion.schedulers.fields import SchedulerFields
+from fuserve.diffusion.schedulers.latents import MixedLatents
 from fuserve.diffusion.schedulers.noise_schedule import NoiseSchedule
 from fuserve.diffusion.schedulers.scheduler import FloatArray, Update, clean_from, noise_from
-from fuserve.diffusion.schedulers.spacing import (
-    SPACINGS,
-    check_num_steps,
-    leading,
-    linspace,
-    trailing,
-)
+from fuserve.diffusion.schedulers.spacing import check_num_steps, whole_timesteps
 
 _ADAMS_BASHFORTH = {
     1: (1.0,),
@@ -30,7 +25,7 @@ _ADAMS_BASHFORTH = {
 """Weights of the predictions, newest last, by how many there are."""
 
 
-class PNDM:
+class PNDM(MixedLatents):
     """Adams–Bashforth of order 4 over the last predictions (eq. 12), transferred by eq. 11.
 
     The second timestep is visited twice: the first step is repeated with the mean of the
@@ -41,8 +36,6 @@ class PNDM:
         UnsupportedModelError: a field's value.
     """
 
-    init_noise_sigma = 1.0
-
     def __init__(self, fields: SchedulerFields, num_steps: int) -> None:
         if not fields.flag("skip_prk_steps", False):
             raise fields.unsupported("skip_prk_steps", "true")
@@ -52,13 +45,7 @@ class PNDM:
         self._schedule = schedule
         self._kind = fields.choice("prediction_type", "epsilon", ("epsilon", "v_prediction"))
         self._final = 1.0 if fields.flag("set_alpha_to_one", False) else schedule.alphas_cumprod[0]
-        spacing = fields.choice("timestep_spacing", "leading", SPACINGS)
-        if spacing == "leading":
-            visited = leading(num_train, num_steps, fields.integer("steps_offset", 0))
-        elif spacing == "trailing":
-            visited = trailing(num_train, num_steps)
-        else:
-            visited = np.round(linspace(num_train, num_steps))
+        visited = whole_timesteps(fields, num_train, num_steps)
         self.timesteps: NDArray[np.float64] = np.concatenate([visited[:2], visited[1:]])
         self._stride = num_train // num_steps
         self._taken = 0
@@ -68,15 +55,6 @@ class PNDM:
     def draws_noise(self, index: int) -> bool:
         """Never."""
         return False
-
-    def scale_input(self, sample: FloatArray, index: int) -> FloatArray:
-        """The latents themselves."""
-        return sample
-
-    def add_noise(self, clean: FloatArray, noise: FloatArray, index: int) -> FloatArray:
-        """A clean picture with the noise that there is before a step."""
-        alpha, sigma = self._schedule.alpha_sigma(int(self.timesteps[index]))
-        return alpha * clean + sigma * noise
 
     def step(
         self,

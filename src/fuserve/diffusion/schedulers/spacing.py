@@ -51,6 +51,16 @@ def linspace(num_train: int, num_steps: int) -> FloatArray:
     return np.linspace(0.0, num_train - 1.0, num_steps)[::-1]
 
 
+def whole_timesteps(fields: SchedulerFields, num_train: int, num_steps: int) -> FloatArray:
+    """As the config spaces them, rounded."""
+    spacing = fields.choice("timestep_spacing", "leading", SPACINGS)
+    if spacing == "leading":
+        return leading(num_train, num_steps, fields.integer("steps_offset", 0))
+    if spacing == "trailing":
+        return trailing(num_train, num_steps)
+    return np.round(linspace(num_train, num_steps))
+
+
 def multistep_timesteps(
     fields: SchedulerFields, num_train: int, num_steps: int, last: int
 ) -> FloatArray:
