@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 from fuserve import ImageParams, TextToImage
 
 
 def main() -> None:
-    """Paint, then start again from the picture."""
-    with TextToImage("demo-diffusion") as painter:
+    """Paint with the model of the command line, then start again from the picture."""
+    with TextToImage(sys.argv[1]) as painter:
         (image,) = painter.generate("a red circle above a blue square", ImageParams(seed=7))
         image.save("circle.png")
         again = ImageParams(init_image=image.pixels / 255.0, strength=0.6, seed=8, num_images=2)

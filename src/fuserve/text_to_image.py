@@ -57,8 +57,7 @@ class TextToImage:
     Several threads may use one: their pictures take turns, step by step.
 
     Args:
-        model: a folder as diffusers writes it, a single ``.safetensors`` file, a hub id, or
-            ``"demo-diffusion"``.
+        model: a folder as diffusers writes it, a single ``.safetensors`` file, or a hub id.
         dtype: of the weights in memory; "float16" halves them. "auto" is float32.
         vae: a folder or hub id of another autoencoder, such as the fast ``madebyollin/taesd``.
         tokenizer: a folder or hub id with CLIP's tokenizer, for a single file; None takes the

@@ -90,7 +90,7 @@ _add(
     app,
     "image",
     image,
-    'fuserve image "a red circle above a blue square" --model demo-diffusion --seed 7 --out x.png',
+    'fuserve image "a red circle above a blue square" --model path/to/model --seed 7 --out x.png',
 )
 _add(app, "quantize", quantize, "fuserve quantize demo smollm2-gptq --scheme gptq")
 _add(app, "info", info, "fuserve info demo --json")
