@@ -1,0 +1,111 @@
+"""Train the demo model: ``python -m tools.demo_diffusion.train WORK_FOLDER``.
+
+Three stages: the text encoder, the autoencoder, then the UNet with the text encoder. What a stage
+has finished lies in the work folder, and a stopped run goes on from there; the folder ``model`` in
+it is the finished pipeline, which ``package.py`` measures and ships. Everything is drawn from the
+seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from tools.demo_diffusion import (
+    folder,
+    network,
+    sample,
+    scenes,
+    tokenizer,
+    train_autoencoder,
+    train_text_encoder,
+    train_unet,
+)
+
+TEXT_STEPS = 500
+AUTOENCODER_STEPS = 400
+SCENES = 12_000
+COOLDOWN_STEPS = 400
+REPORT_STEPS = 250
+GLIMPSE = 32  # captions painted at each report
+
+
+def main() -> None:
+    """Parse the arguments and run the stages that are not finished."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("work", type=Path, help="folder for checkpoints and the finished model")
+    parser.add_argument("--steps", type=int, default=5000, help="of the UNet")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    work: Path = args.work
+    words = tokenizer.write(work / "tokenizer", network.MAX_TOKENS)
+    text_encoder = _text_encoder(work / "text_encoder", words, args.seed)
+    vae = _autoencoder(work / "vae", args.seed)
+    before = time.process_time()
+    data = train_unet.encode(vae, words, SCENES, args.seed)
+    print(f"{SCENES} scenes encoded, scaling factor {vae.config.scaling_factor}", flush=True)
+    _note_time(work, "encoding", time.process_time() - before)
+
+    trainer = train_unet.Trainer(data, text_encoder, args.seed)
+    checkpoint = work / "unet.safetensors"
+    if checkpoint.exists():
+        trainer.load(checkpoint)
+        print(f"goes on from step {trainer.step}", flush=True)
+
+    def report(trainer: train_unet.Trainer) -> None:
+        trainer.save(checkpoint)
+        _note_time(work, "unet", trainer.cpu_seconds)
+        average = trainer.average
+        folder.write(work / "model", vae, average.unet, average.text_encoder)
+        _glimpse(work, trainer.step)
+
+    trainer.run(args.steps, COOLDOWN_STEPS, REPORT_STEPS, report)
+
+
+def _text_encoder(place: Path, words: CLIPTokenizer, seed: int) -> CLIPTextModel:
+    if not place.exists():
+        before = time.process_time()
+        train_text_encoder.train(words, TEXT_STEPS, seed).save_pretrained(place)
+        _note_time(place.parent, "text encoder", time.process_time() - before)
+    return CLIPTextModel.from_pretrained(place).train()
+
+
+def _autoencoder(place: Path, seed: int) -> AutoencoderKL:
+    if not place.exists():
+        before = time.process_time()
+        train_autoencoder.train(AUTOENCODER_STEPS, seed).save_pretrained(place)
+        _note_time(place.parent, "autoencoder", time.process_time() - before)
+    return AutoencoderKL.from_pretrained(place).to(memory_format=torch.channels_last).eval()
+
+
+def _note_time(work: Path, stage: str, cpu_seconds: float) -> None:
+    """Keep what a stage took, for the model card."""
+    file = work / "cpu_seconds.json"
+    noted = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(noted | {stage: round(cpu_seconds)}, indent=2) + "\n")
+
+
+def _glimpse(work: Path, step: int) -> None:
+    """Paint some held-out captions with few steps, to see where the run stands."""
+    captions = list(itertools.islice(scenes.captions(np.random.default_rng(7), True), GLIMPSE))
+    pipeline = StableDiffusionPipeline.from_pretrained(work / "model", torch_dtype=torch.float32)
+    painted = sample.pictures(pipeline, captions, steps=8, guidance=3.0)
+    sample.contact_sheet(painted, work / f"step-{step:05}.png")
+    shares = sample.measure(painted, captions)
+    print(f"unet {step}: {', '.join(f'{k} {v:.0%}' for k, v in shares.items())}", flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()
