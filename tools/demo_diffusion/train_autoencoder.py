@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from tools.demo_diffusion import network, scenes
+from tools.demo_diffusion import network, ranks, scenes
 
 BATCH = 16
 LEARNING_RATE = 3e-3
@@ -16,22 +16,25 @@ KL_WEIGHT = 2e-4
 def train(steps: int, seed: int) -> AutoencoderKL:
     """An autoencoder trained for ``steps`` batches, its latents scaled to unit variance."""
     torch.manual_seed(seed)
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([seed, 1, ranks.rank()])
     model = network.autoencoder().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.0)
     for step in range(steps):
         rate = LEARNING_RATE * min(1, (step + 1) / 40) * (1 - (step / steps) ** 2)
         optimizer.param_groups[0]["lr"] = rate
-        pictures = to_tensor(np.stack([scenes.paint_crowd(rng) for _ in range(BATCH)]))
+        pictures = to_tensor(
+            np.stack([scenes.paint_crowd(rng) for _ in range(BATCH // ranks.count())])
+        )
         posterior = model.encode(pictures).latent_dist
         difference = model.decode(posterior.sample()).sample - pictures
         error = difference.square().mean()
         loss = error + 0.2 * difference.abs().mean() + KL_WEIGHT * posterior.kl().mean() / 1024
         optimizer.zero_grad()
         loss.backward()
+        ranks.average_gradients(model.parameters())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % 20 == 19 or step == steps - 1:
+        if ranks.rank() == 0 and step % 20 == 19:
             psnr = -10 * np.log10(error.item() / 4)
             print(f"autoencoder {step + 1}/{steps}: PSNR {psnr:.1f} dB", flush=True)
     return model

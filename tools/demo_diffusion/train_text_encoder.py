@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from tools.demo_diffusion import network, scenes
+from tools.demo_diffusion import network, ranks, scenes
 
 BATCH = 64
 LEARNING_RATE = 2e-3
@@ -29,7 +29,7 @@ _BACKGROUNDS = [None, *scenes.BACKGROUNDS]
 def train(tokenizer: CLIPTokenizer, steps: int, seed: int) -> CLIPTextModel:
     """A text encoder trained for ``steps`` batches of training captions."""
     torch.manual_seed(seed)
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([seed, 1, ranks.rank()])
     captions = scenes.captions(rng)
     model = network.text_encoder(tokenizer)
     for name, weight in model.named_parameters():
@@ -42,22 +42,23 @@ def train(tokenizer: CLIPTokenizer, steps: int, seed: int) -> CLIPTextModel:
     for step in range(steps):
         rate = LEARNING_RATE * min(1, (step + 1) / 100) * (1 - step / steps)
         optimizer.param_groups[0]["lr"] = rate
-        some = [next(captions) for _ in range(BATCH)]
+        some = [next(captions) for _ in range(BATCH // ranks.count())]
         tokens = network.tokenize(tokenizer, list(map(str, some)))
         answers = torch.tensor([_answers(caption) for caption in some])  # [BATCH, questions]
         # Every state after the end has seen the whole caption: ask one of them at random.
         ends = (tokens == tokenizer.eos_token_id).int().argmax(1)
-        asked = ends + (torch.rand(BATCH) * (tokens.shape[1] - ends)).long()
-        hidden = model(tokens).last_hidden_state[torch.arange(BATCH), asked]
+        asked = ends + (torch.rand(len(some)) * (tokens.shape[1] - ends)).long()
+        hidden = model(tokens).last_hidden_state[torch.arange(len(some)), asked]
         guesses = heads(hidden).split(widths, dim=1)
         loss = sum(functional.cross_entropy(g, a) for g, a in zip(guesses, answers.T, strict=True))
         optimizer.zero_grad()
         loss.backward()
+        ranks.average_gradients(optimizer.param_groups[0]["params"])
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         told = torch.stack([guess.argmax(1) for guess in guesses], 1)
         right += 0.02 * ((told == answers).all(1).float().mean().item() - right)
-        if step % 100 == 99:
+        if ranks.rank() == 0 and step % 100 == 99:
             print(f"text encoder {step + 1}/{steps}: {right:.1%} wholly right", flush=True)
     return model
 

@@ -16,19 +16,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from tools.demo_diffusion import network, scenes
+from tools.demo_diffusion import network, ranks, scenes
 from tools.demo_diffusion.train_autoencoder import to_tensor
 
-BATCH = 32
+BATCH = 16
 LEARNING_RATE = 1e-3
 WARMUP_STEPS = 200
 EMPTY_CAPTIONS = 0.1
-EMA_DECAY = 0.998
+EMA_DECAY = 0.997
 
 
 @dataclass(frozen=True)
@@ -59,19 +60,19 @@ class Denoiser(nn.Module):
 @torch.no_grad()
 def encode(model: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, seed: int) -> Encoded:
     """Paint ``count`` scenes and encode them; sets the autoencoder's ``scaling_factor``."""
-    rng = np.random.default_rng([seed, 2])
+    rng = np.random.default_rng([seed, 2, ranks.rank()])
     captions = scenes.captions(rng)
     latents, texts = [], []
-    while len(texts) < count:
-        some = [next(captions) for _ in range(64)]
+    while len(texts) < count // ranks.count():
+        some = [next(captions) for _ in range(50)]
         pictures = to_tensor(np.stack([scenes.paint(caption, rng) for caption in some]))
         latents.append(model.encode(pictures).latent_dist.mode().contiguous())
         texts += map(str, some)
-    every = torch.cat(latents)
+    every = ranks.gather(torch.cat(latents).contiguous())
     scale = round(1 / every.std().item(), 4)
     model.register_to_config(scaling_factor=scale)
-    tokens = network.tokenize(tokenizer, [*texts, ""])
-    return Encoded((every * scale).half(), tokens[:-1], tokens[-1])
+    tokens = ranks.gather(network.tokenize(tokenizer, texts))
+    return Encoded((every * scale).half(), tokens, network.tokenize(tokenizer, [""])[0])
 
 
 class Trainer:
@@ -97,7 +98,7 @@ class Trainer:
             before = time.process_time()
             losses.append(self._step(rate))
             self.cpu_seconds += time.process_time() - before
-            if self.step % 50 == 0:
+            if self.step % 50 == 0 and ranks.rank() == 0:
                 seconds, loss = time.monotonic() - started, np.mean(losses[-200:])
                 print(f"unet {self.step}/{steps}: loss {loss:.4f}, {seconds:.0f} s", flush=True)
             if self.step % every == 0 or self.step == steps:
@@ -138,6 +139,7 @@ class Trainer:
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.zero_grad()
         loss.backward()
+        ranks.average_gradients(self.model.parameters())
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
@@ -158,7 +160,8 @@ class Trainer:
         spans = torch.arange(BATCH) + torch.rand(BATCH, generator=draw)
         timesteps = (spans / BATCH * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         noise = torch.randn(latents.shape, generator=draw)
-        return latents, tokens, timesteps, noise
+        mine = slice(ranks.rank(), None, ranks.count())
+        return latents[mine], tokens[mine], timesteps[mine], noise[mine]
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -169,3 +172,9 @@ class Trainer:
 
 def _under(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def step_of(file: Path) -> int:
+    """The step at which ``Trainer.save`` wrote a file."""
+    with safe_open(file, "pt") as state:
+        return int(state.get_tensor("step"))
