@@ -1,9 +1,9 @@
 """Train the demo model: ``python -m tools.demo_diffusion.train WORK_FOLDER``.
 
-Three stages: the text encoder, the autoencoder, then the UNet with the text encoder. What a stage
-has finished lies in the work folder, and a stopped run goes on from there; the folder ``model`` in
-it is the finished pipeline, which ``package.py`` measures and ships. Everything is drawn from the
-seed.
+The stages: the text encoder, the autoencoder, its sharpening, the UNet with the text encoder.
+What a stage has finished lies in the work folder, and a stopped run goes on from there; the folder
+``model`` in it is the finished pipeline, which ``package.py`` measures and ships. Everything is
+drawn from the seed.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ from tools.demo_diffusion import (
 
 TEXT_STEPS = 500
 AUTOENCODER_STEPS = 350
-SCENES = 12_000
-COOLDOWN_STEPS = 400
+DECODER_STEPS = 300
+SHARPER_STEPS = 450
+SCENES = 16_000
+COOLDOWN_STEPS = 800
 REPORT_STEPS = 250
 GLIMPSE = 32  # captions painted at each report
 
@@ -48,7 +50,7 @@ def main() -> None:
     """Parse the arguments and run the stages that are not finished."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder for checkpoints and the finished model")
-    parser.add_argument("--steps", type=int, default=5000, help="of the UNet")
+    parser.add_argument("--steps", type=int, default=8000, help="of the UNet")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=2, help="processes of one thread each")
     args = parser.parse_args()
@@ -61,6 +63,7 @@ def train(work: Path, steps: int, seed: int) -> None:
     words = CLIPTokenizer.from_pretrained(work / "tokenizer")
     text_encoder = _text_encoder(work / "text_encoder", words, seed)
     vae = _autoencoder(work / "vae", seed)
+    vae = _sharper(work / "sharper", vae, seed)
     data = _scenes(work, vae, words, seed)
 
     trainer = train_unet.Trainer(data, text_encoder, seed)
@@ -94,6 +97,14 @@ def _autoencoder(place: Path, seed: int) -> AutoencoderKL:
         with _timed(place.parent, "autoencoder"):
             model = train_autoencoder.train(AUTOENCODER_STEPS, seed)
         _write(lambda: model.save_pretrained(place))
+    return AutoencoderKL.from_pretrained(place).to(memory_format=torch.channels_last).eval()
+
+
+def _sharper(place: Path, vae: AutoencoderKL, seed: int) -> AutoencoderKL:
+    if not place.exists():
+        with _timed(place.parent, "sharper autoencoder"):
+            train_autoencoder.sharpen(vae, DECODER_STEPS, SHARPER_STEPS, seed)
+        _write(lambda: vae.save_pretrained(place))
     return AutoencoderKL.from_pretrained(place).to(memory_format=torch.channels_last).eval()
 
 
