@@ -76,9 +76,7 @@ TOLD = scenes.Caption(
         ),
         (
             "shapes",
-            dataclasses.replace(
-                TOLD, items=(scenes.Item("red", "diamond", "large"), TOLD.items[1])
-            ),
+            dataclasses.replace(TOLD, items=(scenes.Item("red", "cross", "large"), TOLD.items[1])),
         ),
         (
             "sizes",

@@ -26,15 +26,15 @@ COLOURS = {
     "purple": (150, 60, 190),
 }
 BACKGROUNDS = {"white": (240, 240, 240), "gray": (135, 135, 135), "black": (22, 22, 22)}
-SHAPES = ("circle", "square", "triangle", "diamond", "cross")
-RADII = {"small": (5.5, 6.5), None: (8.0, 10.0), "large": (11.5, 13.0)}  # pixels; None: not said
+SHAPES = ("circle", "square", "triangle", "cross")
+RADII = {"small": (6.5, 7.5), None: (9.0, 10.25), "large": (11.75, 13.0)}  # pixels; None: not said
 RELATIONS = {  # the first object's direction from the second: (right, down)
     "above": (0, -1),
     "below": (0, 1),
     "to the left of": (-1, 0),
     "to the right of": (1, 0),
 }
-NEVER_SEEN = {("purple", "triangle"), ("green", "diamond")}  # objects kept out of training
+NEVER_SEEN = {("purple", "triangle"), ("green", "cross")}  # objects kept out of training
 
 _HELD_OUT_SHARE = 0.15  # of the pairs of objects
 _SINGLE_SHARE = 0.25  # of the scenes
@@ -185,8 +185,6 @@ def outline(shape: str, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArr
             return np.hypot(x, y) - 1
         case "square":
             return np.maximum(across, down) - 1
-        case "diamond":
-            return (across + down - 1) / np.float32(np.sqrt(2))
         case "triangle":  # its tip is up, both its sides fall 2 for 1
             return np.maximum((2 * across - y - 1) / np.float32(np.sqrt(5)), y - 1)
         case "cross":

@@ -19,7 +19,7 @@ from tools.demo_diffusion import scenes
 _CONTRAST = 60.0  # distance of RGB, of 255: less belongs to the background
 _MIN_AREA = 12  # pixels: less is a speck
 _MIN_OVERLAP = 0.7  # intersection over union with the shape, else it has no shape
-_RADIUS_BOUNDS = (7.25, 10.75)  # between small, unsaid and large
+_RADIUS_BOUNDS = (8.25, 11.0)  # between small, unsaid and large
 
 
 @dataclass(frozen=True, slots=True)

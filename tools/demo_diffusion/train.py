@@ -1,6 +1,6 @@
 """Train the demo model: ``python -m tools.demo_diffusion.train WORK_FOLDER``.
 
-The stages: the text encoder, the autoencoder, its sharpening, the UNet with the text encoder.
+The stages: the text encoder, the autoencoder, the UNet with the text encoder.
 What a stage has finished lies in the work folder, and a stopped run goes on from there; the folder
 ``model`` in it is the finished pipeline, which ``package.py`` measures and ships. Everything is
 drawn from the seed.
@@ -37,9 +37,7 @@ from tools.demo_diffusion import (
 )
 
 TEXT_STEPS = 500
-AUTOENCODER_STEPS = 350
-DECODER_STEPS = 300
-SHARPER_STEPS = 450
+AUTOENCODER_STEPS = 1500
 SCENES = 16_000
 COOLDOWN_STEPS = 800
 REPORT_STEPS = 250
@@ -63,7 +61,6 @@ def train(work: Path, steps: int, seed: int) -> None:
     words = CLIPTokenizer.from_pretrained(work / "tokenizer")
     text_encoder = _text_encoder(work / "text_encoder", words, seed)
     vae = _autoencoder(work / "vae", seed)
-    vae = _sharper(work / "sharper", vae, seed)
     data = _scenes(work, vae, words, seed)
 
     trainer = train_unet.Trainer(data, text_encoder, seed)
@@ -97,14 +94,6 @@ def _autoencoder(place: Path, seed: int) -> AutoencoderKL:
         with _timed(place.parent, "autoencoder"):
             model = train_autoencoder.train(AUTOENCODER_STEPS, seed)
         _write(lambda: model.save_pretrained(place))
-    return AutoencoderKL.from_pretrained(place).to(memory_format=torch.channels_last).eval()
-
-
-def _sharper(place: Path, vae: AutoencoderKL, seed: int) -> AutoencoderKL:
-    if not place.exists():
-        with _timed(place.parent, "sharper autoencoder"):
-            train_autoencoder.sharpen(vae, DECODER_STEPS, SHARPER_STEPS, seed)
-        _write(lambda: vae.save_pretrained(place))
     return AutoencoderKL.from_pretrained(place).to(memory_format=torch.channels_last).eval()
 
 
