@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -91,6 +92,17 @@ def resources() -> dict[str, Any]:
         ),
         "shm": sorted(os.listdir("/dev/shm")),
     }
+
+
+def settled_resources() -> dict[str, Any]:
+    """The same, once what earlier tests have left behind has ended."""
+    gc.collect()
+    seen, since_s = resources(), time.monotonic()
+    while time.monotonic() - since_s < 0.25:
+        time.sleep(0.05)
+        if (now := resources()) != seen:
+            seen, since_s = now, time.monotonic()
+    return seen
 
 
 def until(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
