@@ -7,7 +7,7 @@ from math import sqrt
 import numpy as np
 
 from fuserve.diffusion.schedulers.fields import SchedulerFields
-from fuserve.diffusion.schedulers.latents import MixedLatents
+from fuserve.diffusion.schedulers.latents import TimedNoise
 from fuserve.diffusion.schedulers.noise_schedule import NoiseSchedule
 from fuserve.diffusion.schedulers.scheduler import (
     FloatArray,
@@ -19,7 +19,7 @@ from fuserve.diffusion.schedulers.scheduler import (
 from fuserve.diffusion.schedulers.spacing import check_num_steps, whole_timesteps
 
 
-class DDIM(MixedLatents):
+class DDIM(TimedNoise):
     """Eq. 12 with eta 0: the step is deterministic.
 
     Raises:

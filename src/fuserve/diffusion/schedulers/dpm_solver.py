@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuserve.diffusion.schedulers.fields import SchedulerFields
+from fuserve.diffusion.schedulers.latents import LevelledNoise
 from fuserve.diffusion.schedulers.noise_schedule import BETA_SCHEDULES, NoiseSchedule
 from fuserve.diffusion.schedulers.scheduler import (
     FloatArray,
@@ -28,21 +29,19 @@ from fuserve.diffusion.schedulers.spacing import (
     spaced_sigmas,
     timesteps_of,
 )
-from fuserve.diffusion.schedulers.variance import alpha_sigma, noised
+from fuserve.diffusion.schedulers.variance import alpha_sigma
 
 _FEW_STEPS = 15
 """Below so many steps the last ones are of lower order, where that is asked for."""
 
 
-class DPMSolver:
+class DPMSolver(LevelledNoise):
     """Predicts the clean picture over the next step from the last two or three predictions.
 
     Raises:
         InvalidRequestError: the number of steps is out of range.
         UnsupportedModelError: a field's value.
     """
-
-    init_noise_sigma = 1.0
 
     def __init__(self, fields: SchedulerFields, num_steps: int) -> None:
         fields.refuse("thresholding", "variance_type")
@@ -71,14 +70,6 @@ class DPMSolver:
     def draws_noise(self, index: int) -> bool:
         """At every step of the stochastic form."""
         return self._stochastic
-
-    def scale_input(self, sample: FloatArray, index: int) -> FloatArray:
-        """The latents themselves."""
-        return sample
-
-    def add_noise(self, clean: FloatArray, noise: FloatArray, index: int) -> FloatArray:
-        """A clean picture with the noise that there is before a step."""
-        return noised(clean, noise, self._sigmas[index])
 
     def step(
         self,

@@ -1,4 +1,4 @@
-"""What the latents between the steps are: the two forms in which schedulers hold their noise."""
+"""What the latents between the steps are: the forms in which schedulers hold their noise."""
 
 from __future__ import annotations
 
@@ -9,22 +9,39 @@ from numpy.typing import NDArray
 
 from fuserve.diffusion.schedulers.noise_schedule import NoiseSchedule
 from fuserve.diffusion.schedulers.scheduler import FloatArray
+from fuserve.diffusion.schedulers.variance import alpha_sigma
 
 
-class MixedLatents:
-    """``alpha * clean + sigma * noise``, of variance 1, as the model takes them."""
+class _UnitVariance:
+    """``alpha * clean + sigma * noise`` with squares that sum to 1, as the model takes them."""
 
     init_noise_sigma: float = 1.0
-    timesteps: NDArray[np.float64]
-    _schedule: NoiseSchedule
 
     def scale_input(self, sample: FloatArray, index: int) -> FloatArray:
         """The latents themselves."""
         return sample
 
+
+class TimedNoise(_UnitVariance):
+    """Of unit variance, the noise being that of the training's timesteps."""
+
+    timesteps: NDArray[np.float64]
+    _schedule: NoiseSchedule
+
     def add_noise(self, clean: FloatArray, noise: FloatArray, index: int) -> FloatArray:
         """A clean picture with the noise that there is before a step."""
         alpha, sigma = self._schedule.alpha_sigma(int(self.timesteps[index]))
+        return alpha * clean + sigma * noise
+
+
+class LevelledNoise(_UnitVariance):
+    """Of unit variance, the noise being given by its ratio to the picture."""
+
+    _sigmas: list[float]
+
+    def add_noise(self, clean: FloatArray, noise: FloatArray, index: int) -> FloatArray:
+        """A clean picture with the noise that there is before a step."""
+        alpha, sigma = alpha_sigma(self._sigmas[index])
         return alpha * clean + sigma * noise
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuserve.diffusion.schedulers.fields import SchedulerFields
-from fuserve.diffusion.schedulers.latents import MixedLatents
+from fuserve.diffusion.schedulers.latents import TimedNoise
 from fuserve.diffusion.schedulers.noise_schedule import NoiseSchedule
 from fuserve.diffusion.schedulers.scheduler import (
     FloatArray,
@@ -25,7 +25,7 @@ from fuserve.diffusion.schedulers.spacing import check_num_steps
 _SIGMA_DATA = 0.5
 
 
-class LCM(MixedLatents):
+class LCM(TimedNoise):
     """Predicts the clean picture at each step and noises it again for the next.
 
     Raises:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuserve.diffusion.schedulers.fields import SchedulerFields
-from fuserve.diffusion.schedulers.latents import MixedLatents
+from fuserve.diffusion.schedulers.latents import TimedNoise
 from fuserve.diffusion.schedulers.noise_schedule import NoiseSchedule
 from fuserve.diffusion.schedulers.scheduler import FloatArray, Update, clean_from, noise_from
 from fuserve.diffusion.schedulers.spacing import check_num_steps, whole_timesteps
@@ -25,7 +25,7 @@ _ADAMS_BASHFORTH = {
 """Weights of the predictions, newest last, by how many there are."""
 
 
-class PNDM(MixedLatents):
+class PNDM(TimedNoise):
     """Adams–Bashforth of order 4 over the last predictions (eq. 12), transferred by eq. 11.
 
     The second timestep is visited twice: the first step is repeated with the mean of the

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fuserve.diffusion.schedulers.fields import SchedulerFields
+from fuserve.diffusion.schedulers.latents import LevelledNoise
 from fuserve.diffusion.schedulers.noise_schedule import NoiseSchedule
 from fuserve.diffusion.schedulers.scheduler import (
     FloatArray,
@@ -25,18 +26,16 @@ from fuserve.diffusion.schedulers.spacing import (
     spaced_sigmas,
     timesteps_of,
 )
-from fuserve.diffusion.schedulers.variance import alpha_sigma, noised
+from fuserve.diffusion.schedulers.variance import alpha_sigma
 
 
-class UniPC:
+class UniPC(LevelledNoise):
     """Corrects each step by the prediction at its end, then predicts the next (algorithm 1 and 2).
 
     Raises:
         InvalidRequestError: the number of steps is out of range.
         UnsupportedModelError: a field's value.
     """
-
-    init_noise_sigma = 1.0
 
     def __init__(self, fields: SchedulerFields, num_steps: int) -> None:
         fields.refuse("thresholding", "solver_p", "shift_terminal")
@@ -60,14 +59,6 @@ class UniPC:
     def draws_noise(self, index: int) -> bool:
         """Never."""
         return False
-
-    def scale_input(self, sample: FloatArray, index: int) -> FloatArray:
-        """The latents themselves."""
-        return sample
-
-    def add_noise(self, clean: FloatArray, noise: FloatArray, index: int) -> FloatArray:
-        """A clean picture with the noise that there is before a step."""
-        return noised(clean, noise, self._sigmas[index])
 
     def step(
         self,

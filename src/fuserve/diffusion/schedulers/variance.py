@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from math import sqrt
 
-from fuserve.diffusion.schedulers.scheduler import FloatArray
-
 
 def alpha_sigma(level: float) -> tuple[float, float]:
     """Factors of picture and noise, given noise over picture."""
     alpha = 1.0 / sqrt(level * level + 1.0)
     return alpha, level * alpha
-
-
-def noised(clean: FloatArray, noise: FloatArray, level: float) -> FloatArray:
-    """A clean picture with so much noise."""
-    alpha, sigma = alpha_sigma(level)
-    return alpha * clean + sigma * noise
