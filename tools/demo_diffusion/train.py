@@ -39,7 +39,7 @@ from tools.demo_diffusion import (
 TEXT_STEPS = 500
 AUTOENCODER_STEPS = 1500
 SCENES = 16_000
-COOLDOWN_STEPS = 800
+COOLDOWN_STEPS = 1000
 REPORT_STEPS = 250
 GLIMPSE = 32  # captions painted at each report
 
@@ -48,7 +48,7 @@ def main() -> None:
     """Parse the arguments and run the stages that are not finished."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder for checkpoints and the finished model")
-    parser.add_argument("--steps", type=int, default=8000, help="of the UNet")
+    parser.add_argument("--steps", type=int, default=10_000, help="of the UNet")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=2, help="processes of one thread each")
     args = parser.parse_args()

@@ -2,7 +2,8 @@
 
 Velocity prediction (Salimans and Ho 2022), an empty caption for one in ten samples so that
 classifier-free guidance works (Ho and Salimans 2022), an exponential moving average of the
-weights. The rate is constant up to a last cool-down, so a run may be lengthened.
+weights. The rate is constant up to a last cool-down, and batches grow instead (Smith et al. 2018):
+small ones learn colours and places soonest, large ones settle the shapes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from tools.demo_diffusion import network, ranks, scenes
 from tools.demo_diffusion.train_autoencoder import to_tensor
 
-BATCH = 16
+BATCHES = {0: 16, 3000: 32, 7500: 64}  # scenes a step, from a step on
 LEARNING_RATE = 1e-3
 WARMUP_STEPS = 200
 EMPTY_CAPTIONS = 0.1
@@ -148,17 +149,18 @@ class Trainer:
 
     def _batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """The step's own batch, whatever ran before it."""
-        count = len(self.data.latents)
-        epoch, at = divmod(self.step * BATCH, count // BATCH * BATCH)
+        count, batch = len(self.data.latents), batch_size(self.step)
+        # Every size of batches divides the number of scenes.
+        epoch, at = divmod(scenes_before(self.step), count)
         order = np.random.default_rng([self.seed, 3, epoch]).permutation(count)
-        rows = torch.from_numpy(order[at : at + BATCH])
+        rows = torch.from_numpy(order[at : at + batch])
         draw = torch.Generator().manual_seed(self.seed + 1_000_003 * (self.step + 1))
         latents = self.data.latents[rows].float().contiguous(memory_format=torch.channels_last)
-        dropped = torch.rand(BATCH, generator=draw) < EMPTY_CAPTIONS
+        dropped = torch.rand(batch, generator=draw) < EMPTY_CAPTIONS
         tokens = torch.where(dropped[:, None], self.data.empty, self.data.tokens[rows])
-        # One timestep from each of BATCH equal spans: the loss varies less between batches.
-        spans = torch.arange(BATCH) + torch.rand(BATCH, generator=draw)
-        timesteps = (spans / BATCH * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+        # One timestep from each of as many equal spans: the loss varies less between batches.
+        spans = torch.arange(batch) + torch.rand(batch, generator=draw)
+        timesteps = (spans / batch * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
         noise = torch.randn(latents.shape, generator=draw)
         mine = slice(ranks.rank(), None, ranks.count())
         return latents[mine], tokens[mine], timesteps[mine], noise[mine]
@@ -172,6 +174,18 @@ class Trainer:
 
 def _under(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def batch_size(step: int) -> int:
+    """How many scenes a step sees, over all ranks."""
+    return next(size for first, size in reversed(BATCHES.items()) if step >= first)
+
+
+def scenes_before(step: int) -> int:
+    """How many scenes the steps before this one see."""
+    ends = [*list(BATCHES)[1:], step]
+    spans = zip(BATCHES.items(), ends, strict=True)
+    return sum(size * max(0, min(step, end) - first) for (first, size), end in spans)
 
 
 def step_of(file: Path) -> int:

@@ -28,6 +28,8 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fuserve.diffusion.quantized_weight import QuantizedWeight
+
 Array = npt.NDArray[np.float32]
 Activation = Literal["none", "relu", "silu", "gelu", "quick_gelu", "geglu"]
 """``gelu`` is the exact one, by erf; ``quick_gelu`` is ``x * sigmoid(1.702 x)``. ``geglu`` (linears
@@ -242,6 +244,10 @@ class Weights(Protocol):
 
     def float32(self, name: str) -> Array:
         """The tensor's values, of ``shape``; perhaps a view of the file, not to be written."""
+        ...
+
+    def quantized(self, name: str) -> QuantizedWeight | None:
+        """The tensor as integers, if it is stored as such."""
         ...
 
     def release(self, name: str) -> None:

@@ -14,6 +14,7 @@ from fuserve.checkpoints import to_float32
 from fuserve.checkpoints.layout import missing_tensor
 from fuserve.checkpoints.safetensors_folder import StoredTensors
 from fuserve.diffusion.program import Array, Program, Weights
+from fuserve.diffusion.quantized_weight import QuantizedWeight
 from fuserve.errors import CheckpointError
 
 
@@ -76,6 +77,10 @@ class CheckpointWeights:
             values = values[part * rows : (part + 1) * rows]
         return values
 
+    def quantized(self, name: str) -> QuantizedWeight | None:
+        """None: every tensor is a float one."""
+        return None
+
     def rows(self, name: str, indices: npt.NDArray[np.int64]) -> Array:
         """Some rows of a matrix that is stored as it is wanted; only they are read.  # [n, ...]"""
         stored = self._stored.tensor(self._place(name).name)
@@ -119,6 +124,10 @@ class ArrayWeights:
         except KeyError:
             raise missing_tensor(name, self._arrays, Path("memory")) from None
 
+    def quantized(self, name: str) -> QuantizedWeight | None:
+        """None: every tensor is a float one."""
+        return None
+
     def release(self, name: str) -> None:
         """Nothing: the caller owns the memory."""
 
@@ -136,6 +145,10 @@ class OverlaidWeights:
     def float32(self, name: str) -> Array:
         """The tensor's values."""
         return self._of(name).float32(name)
+
+    def quantized(self, name: str) -> QuantizedWeight | None:
+        """The tensor as integers, if it is stored as such."""
+        return self._of(name).quantized(name)
 
     def release(self, name: str) -> None:
         """Let go of the tensor's pages."""
