@@ -2,10 +2,9 @@
 
 Velocity prediction (Salimans and Ho 2022), an empty caption for one in ten samples so that
 classifier-free guidance works (Ho and Salimans 2022), an exponential moving average of the
-weights. First scenes of the whole spread, which teach colours, relations and rough shapes; then
-tidy ones, where a caption says nearly all of the picture, so that also shapes are worth much of the
-loss. What a caption says of shapes matters at middle noise most (with shapes swapped in the
-captions, the loss grows there), so later steps draw most of their timesteps from it.
+weights. Scenes are tidy: a caption says nearly all of the picture, so that also shapes are worth
+much of the loss. What a caption says of them matters at middle noise most (with shapes swapped in
+the captions, the loss grows there), so most timesteps are drawn from it.
 """
 
 from __future__ import annotations
@@ -28,14 +27,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from tools.demo_diffusion import network, ranks, scenes
 from tools.demo_diffusion.train_autoencoder import to_tensor
 
-TIDY_FROM = 8250  # the step from which scenes are tidy
-TIDY_SPREAD = 0.25
-STEPS = 12_000
-BATCHES = {0: 16, 3000: 32, 7500: 64, TIDY_FROM: 32}  # scenes a step, from a step on
-RATES = ((0, 200, 7500, TIDY_FROM, STEPS), (0.0, 1e-3, 1e-3, 7e-4, 0.0))  # steps, learning rates
-MIDDLE_FROM = 5000  # the step from which timesteps are drawn more densely in the middle
-MIDDLE = ((0.0, 0.15, 0.9, 1.0), (0.0, 0.3, 0.8, 1.0))  # shares of draws, of the timesteps
-UNSCALED = AutoencoderKL().config.scaling_factor  # of a new autoencoder
+SPREAD = 0.25  # of the scenes, of what the autoencoder sees
+STEPS = 5500
+BATCHES = {0: 16, 2000: 32}  # scenes a step, from a step on: small ones learn soonest
+RATES = ((0, 200, 3500, STEPS), (0.0, 1e-3, 1e-3, 0.0))  # steps, learning rates
+TIMES = ((0.0, 0.15, 0.92, 1.0), (0.0, 0.3, 0.9, 1.0))  # shares of draws, of the timesteps
 EMPTY_CAPTIONS = 0.1
 EMA_DECAY = 0.997
 
@@ -66,28 +62,21 @@ class Denoiser(nn.Module):
 
 
 @torch.no_grad()
-def encode(
-    model: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, seed: int, spread: float = 1.0
-) -> Encoded:
-    """Paint ``count`` scenes and encode them.
-
-    The first time sets the autoencoder's ``scaling_factor``, for latents of standard deviation 1.
-    """
+def encode(model: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, seed: int) -> Encoded:
+    """Paint ``count`` scenes and encode them; sets the autoencoder's ``scaling_factor``."""
     rng = np.random.default_rng([seed, 2, ranks.rank()])
     captions = scenes.captions(rng)
     latents, texts = [], []
     while len(texts) < count // ranks.count():
         some = [next(captions) for _ in range(50)]
-        pictures = to_tensor(np.stack([scenes.paint(caption, rng, spread) for caption in some]))
+        pictures = to_tensor(np.stack([scenes.paint(caption, rng, SPREAD) for caption in some]))
         latents.append(model.encode(pictures).latent_dist.mode().contiguous())
         texts += map(str, some)
     every = ranks.gather(torch.cat(latents).contiguous())
-    if model.config.scaling_factor == UNSCALED:
-        model.register_to_config(scaling_factor=round(1 / every.std().item(), 4))
+    scale = round(1 / every.std().item(), 4)
+    model.register_to_config(scaling_factor=scale)
     tokens = ranks.gather(network.tokenize(tokenizer, texts))
-    return Encoded(
-        (every * model.config.scaling_factor).half(), tokens, network.tokenize(tokenizer, [""])[0]
-    )
+    return Encoded((every * scale).half(), tokens, network.tokenize(tokenizer, [""])[0])
 
 
 class Trainer:
@@ -172,9 +161,7 @@ class Trainer:
         tokens = torch.where(dropped[:, None], self.data.empty, self.data.tokens[rows])
         # One timestep from each of as many equal spans: the loss varies less between batches.
         spans = torch.arange(batch) + torch.rand(batch, generator=draw)
-        times = spans.double().numpy() / batch
-        if self.step >= MIDDLE_FROM:
-            times = np.interp(times, *MIDDLE)
+        times = np.interp(spans.double().numpy() / batch, *TIMES)
         last = len(self.alphas) - 1
         timesteps = torch.from_numpy(times * len(self.alphas)).long().clamp(max=last)
         noise = torch.randn(latents.shape, generator=draw)
