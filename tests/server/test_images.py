@@ -225,7 +225,7 @@ def test_a_client_that_goes_away_ends_its_request(streams: bool) -> None:
             else:
                 assert isinstance(reading.exception(), httpx2.TimeoutException)
             client.close()
-            until(lambda: server.engine._aborts)
+            until(lambda: server.engine._thread._aborts)
             gate.open()
             until(lambda: running(server) == 0)
             assert len(gate.steps) < 50
