@@ -168,7 +168,10 @@ class TextToImage:
         progress: Callable[[ImageProgress], None] | None,
     ) -> GeneratedImage:
         model = self._model
+        latents = None
         while task.stage != "done":
+            if task.stage == "decode":
+                latents = task.latents
             with self._turn:
                 task.step()
             if progress is not None:
@@ -177,6 +180,7 @@ class TextToImage:
                         index, num_images, task.stage, task.steps_done, task.num_steps, task
                     )
                 )
+        assert latents is not None
         return GeneratedImage(
             to_pixels(task.images[0]),
             prompt,
@@ -185,6 +189,7 @@ class TextToImage:
             default_steps(model, params),
             sampler_name(model.scheduler_config, params.scheduler),
             self._name,
+            latents[0],
         )
 
 

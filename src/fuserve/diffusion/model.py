@@ -24,6 +24,7 @@ from fuserve.diffusion.program import Array
 from fuserve.diffusion.prompts import PromptEmbeds, PromptEncoder
 from fuserve.diffusion.single_file import read_single_file
 from fuserve.diffusion.single_file_names import unet_modules
+from fuserve.diffusion.step_cache import StepCache
 from fuserve.diffusion.text_encoder_program import text_encoder_program
 from fuserve.diffusion.unet_program import prompt_program, unet_programs
 from fuserve.errors import InvalidRequestError
@@ -70,15 +71,7 @@ class DiffusionModel:
             UnsupportedModelError: a field of its configs is not supported; it is named.
             MissingExtraError: the demo model or torch is asked for and not installed.
         """
-        path = find_diffusion_model(model)
-        if path.is_file():
-            parts = read_single_file(path, _tokenizer_for(path, options))
-        else:
-            parts = read_diffusers_folder(path)
-        if options.vae is not None:
-            parts = parts.with_vae(read_vae(options.vae))
-        parts.check()
-        return cls(parts, options)
+        return cls(read_parts(model, options), options)
 
     def set_loras(self, loras: Sequence[LoraOption]) -> None:
         """Run with these LoRAs from now on, instead of those there are; none takes all away.
@@ -159,6 +152,11 @@ class DiffusionModel:
         return self._spec.guidance_channels is not None
 
     @property
+    def num_cache_branches(self) -> int:
+        """Skip connections at which step caching can take over: ``cache_branch`` is below this."""
+        return self._spec.num_skips
+
+    @property
     def prompt_queries(self) -> int:
         """Prompts that were to be encoded so far."""
         return self._prompts.num_queries
@@ -199,10 +197,12 @@ class DiffusionModel:
         width: int,
         *,
         guidance_scale: float = 1.0,
+        step_cache: StepCache | None = None,
     ) -> Denoiser:
         """Bind prompts, timesteps and a size in pixels: what depends on these is computed now.
 
-        ``guidance_scale`` is for networks that are told it (``embeds_guidance``).
+        ``guidance_scale`` is for networks that are told it (``embeds_guidance``). The denoiser of a
+        ``step_cache`` remembers its last full step: it is for one run.
 
         Raises:
             InvalidRequestError: the size is no multiple of ``size_multiple``, or there are not as
@@ -232,6 +232,7 @@ class DiffusionModel:
             times,
             height // factor,
             width // factor,
+            step_cache,
         )
 
     def decode(self, latents: Array) -> Array:
@@ -271,6 +272,19 @@ class DiffusionModel:
         while len(self._text_states) > kept:
             del self._text_states[next(key for key in self._text_states if key not in _ALWAYS_KEPT)]
         return states
+
+
+def read_parts(model: str | Path, options: DiffusionOptions) -> ModelParts:
+    """A model's parts, opened and checked; no weight is read yet. See ``DiffusionModel.load``."""
+    path = find_diffusion_model(model)
+    if path.is_file():
+        parts = read_single_file(path, _tokenizer_for(path, options))
+    else:
+        parts = read_diffusers_folder(path)
+    if options.vae is not None:
+        parts = parts.with_vae(read_vae(options.vae))
+    parts.check()
+    return parts
 
 
 def _tokenizer_for(file: Path, options: DiffusionOptions) -> Path:

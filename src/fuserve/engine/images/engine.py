@@ -132,6 +132,7 @@ class ImageEngine:
             return ImageStats(
                 0 if self._loop is None else self._loop.num_running,
                 self._num_waiting(),
+                0 if self._loop is None else self._loop.num_bytes,
                 self.model.prompt_queries,
                 self.model.prompt_hits,
             )
