@@ -23,6 +23,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from fuserve.architectures.fields import Fields
 from fuserve.diffusion.backends import make_backend
 from fuserve.diffusion.options import DiffusionOptions
+from fuserve.diffusion.packed_weights import PackingOptions
 from fuserve.diffusion.program import Array, Program
 from fuserve.diffusion.single_file import SD15, SDXL
 from fuserve.diffusion.unet_program import (
@@ -131,7 +132,7 @@ def main() -> None:
 
     weights = PassingWeights({name: one.numpy() for name, one in model.state_dict().items()})
     del model, predict
-    make = make_backend(DiffusionOptions())(weights)
+    make = make_backend(DiffusionOptions(), PackingOptions())(weights)
     states = make(prompt_program(spec, 2, TOKENS)).run({"text": text.numpy()})
     program = unet_program(spec, 1, 2, side, side, tokens=TOKENS, time_rows=rows)
     times = make(time_program(spec, rows))

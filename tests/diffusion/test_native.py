@@ -12,8 +12,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from fuserve._native import ThreadPool
 from fuserve.architectures.fields import Fields
-from fuserve.diffusion.arena import Lifetime, plan_arena
-from fuserve.diffusion.native import NativeProgram, NativeWorkspace, value_offsets
+from fuserve.diffusion.arena import Lifetime, place_values, plan_arena
+from fuserve.diffusion.native import NativeProgram, NativeWorkspace
 from fuserve.diffusion.packed_weights import PackedWeights, PackingOptions
 from fuserve.diffusion.program import Array, Program, Value
 from fuserve.diffusion.program_builder import ProgramBuilder
@@ -175,7 +175,7 @@ def test_values_that_live_at_once_never_overlap() -> None:
 
 def test_the_arena_of_a_unet_is_far_smaller_than_its_values() -> None:
     program = unet_program(unet_spec(Fields(UNETS["sd15"])), 1, 2, 8, 8, tokens=TOKENS)
-    offsets = value_offsets(program)
+    offsets = place_values(program)
 
     def floats(value: Value) -> int:
         return value.batch * value.tokens * value.channels

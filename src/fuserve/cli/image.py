@@ -11,6 +11,7 @@ import typer
 
 from fuserve.cli.flags import Debug, Json
 from fuserve.cli.output import WorkProgress, note, print_json
+from fuserve.cli.quantities import parse_bytes
 from fuserve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -106,6 +107,15 @@ def image(
             "--dtype", metavar="TYPE", help="Of the weights in memory.", rich_help_panel=_MODEL
         ),
     ] = "auto",
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="What it may take in all, such as 4GB; by default what is fastest.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     exact_conv: Annotated[
         bool,
         typer.Option("--exact-conv", help="Convolve without Winograd.", rich_help_panel=_MODEL),
@@ -147,6 +157,7 @@ def image(
         painter = TextToImage(
             model,
             dtype=dtype,
+            memory_bytes=None if memory is None else parse_bytes("--memory", memory),
             vae=vae,
             tokenizer=tokenizer,
             loras=lora or [],
