@@ -156,6 +156,12 @@ class TextToImage:
         self._loaded = None
 
     @property
+    def memory(self) -> str | None:
+        """How the model fits into ``memory_bytes``, the sum in a line; None without a budget."""
+        plan = self._model.memory_plan
+        return None if plan is None else plan.describe()
+
+    @property
     def _model(self) -> DiffusionModel:
         if self._loaded is None:
             raise InvalidRequestError("This TextToImage is closed.")

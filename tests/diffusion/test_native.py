@@ -184,6 +184,22 @@ def test_the_arena_of_a_unet_is_far_smaller_than_its_values() -> None:
     assert end < 0.25 * sum(floats(value) for value in offsets)
 
 
+def test_a_result_takes_the_place_of_a_residual_that_nothing_reads_later() -> None:
+    build = ProgramBuilder()
+    image = build.input("image", 1, 8, 8, 4)
+    first = build.conv("first", image, 4)
+    second = build.conv("second", first, 4, residual=first)  # reads what it would write over
+    third = build.conv("third", second, 4, residual=first)
+    fourth = build.linear("fourth", third, 4, residual=second)
+    last = build.conv("last", third, 4, residual=fourth)
+    build.output("image", build.conv("end", last, 4))
+    places = place_values(build.finish())
+    assert places[second] != places[first]
+    assert places[third] == places[first]
+    assert places[fourth] == places[second]
+    assert places[last] == places[fourth]
+
+
 def test_inputs_that_do_not_fit_are_refused() -> None:
     build = ProgramBuilder()
     image = build.input("image", 1, 4, 4, 3)

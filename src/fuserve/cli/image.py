@@ -165,6 +165,7 @@ def image(
             num_threads=threads,
         )
         loaded = time.perf_counter()
+        fitted = painter.memory
         params = _with_images(painter, params, init_image, strength, mask)
         images = painter.generate(prompt, params, progress=_shown_by(progress))
     ended = time.perf_counter()
@@ -188,9 +189,13 @@ def image(
         "load_seconds": loaded - started,
         "seconds": ended - loaded,
     }
+    if fitted is not None:
+        report["memory"] = fitted
     if json:
         print_json(report)
         return
+    if fitted is not None:
+        note(f"[{fitted}]")
     for file, painted in zip(files, images, strict=True):
         print(file)
         note(f"[seed {painted.seed}, {painted.steps} steps of {painted.sampler}]")

@@ -57,13 +57,16 @@ class MemoryPlan:
 
     def describe(self) -> str:
         """The sum, in a line."""
-        half = self.packing.half_conv
-        methods = self.packing.methods.values()
+        packing, methods = self.packing, self.packing.methods.values()
+        dtype = "float16" if packing.half_conv else "float32"
+        line = f"{_sum(self.weights, self.values, dtype)} of {_gigabytes(self.budget)}"
+        if not methods:
+            return line
+        counts = [sum(one == method for one in methods) for method in ConvMethod]
         return (
-            f"{_sum(self.weights, self.values, 'float16' if half else 'float32')} of "
-            f"{_gigabytes(self.budget)}; of {len(methods)} convolutions worth Winograd "
-            f"{sum(method == ConvMethod.WINOGRAD4 for method in methods)} are F(4x4), "
-            f"{sum(method == ConvMethod.WINOGRAD2 for method in methods)} F(2x2)"
+            f"{line}; of {len(methods)} convolutions worth Winograd, "
+            f"{counts[ConvMethod.WINOGRAD4]} are F(4x4), {counts[ConvMethod.WINOGRAD2]} F(2x2), "
+            f"{counts[ConvMethod.DIRECT]} direct"
         )
 
     def check_size(self, height: int, width: int) -> None:
@@ -76,10 +79,11 @@ class MemoryPlan:
             return
         needed = _values(self._parts, height, width, self.decode_bytes)
         if needed > self.decode_bytes:
+            more = self.budget + needed - self.decode_bytes
             raise CapacityError(
                 f"A picture of this size takes {_gigabytes(needed)} beside the weights; the memory "
                 f"budget of {_gigabytes(self.budget)} leaves {_gigabytes(self.decode_bytes)}. Ask "
-                f"for a smaller one, or give {_gigabytes(self.budget + needed - self.decode_bytes)}."
+                f"for a smaller one, or give {_gigabytes(more)}."
             )
         self._checked.add((height, width))
 
@@ -101,13 +105,13 @@ def plan_memory(parts: ModelParts, options: DiffusionOptions, budget: int) -> Me
         usual = packing_options(replace(options, dtype=name))
         direct = replace(usual, exact_conv=True)
         weights = _total(parts, direct)
-        left = budget - PROCESS_BYTES - weights - values
         sums.append(_sum(weights, values, name))
+        left = budget - PROCESS_BYTES - weights - values
         if left < 0:
             continue
-        packing = (
-            usual if options.exact_conv else replace(usual, methods=_methods(parts, usual, left))
-        )
+        packing = usual
+        if _total(parts, usual) > weights + left:
+            packing = replace(usual, methods=_methods(parts, usual, left))
         weights = _total(parts, packing)
         room = budget - PROCESS_BYTES - weights
         return MemoryPlan(budget, weights, _values(parts, side, side, room), packing, parts)
