@@ -64,6 +64,11 @@ class CheckpointWeights:
             return False
         return name in self._layers or self._place(name).name in self.stored
 
+    @property
+    def has_layers(self) -> bool:
+        """Whether any tensor is quantized."""
+        return bool(self._layers)
+
     def layer(self, name: str) -> StoredLayer | None:
         """How a quantized tensor is stored."""
         return self._layers.get(name)
