@@ -25,6 +25,7 @@ from fuserve.diffusion.program import Array
 from fuserve.diffusion.prompts import PromptEmbeds, PromptEncoder
 from fuserve.diffusion.single_file import read_single_file
 from fuserve.diffusion.single_file_names import unet_modules
+from fuserve.diffusion.stepwise import Tap, tapped
 from fuserve.diffusion.text_encoder_program import text_encoder_program
 from fuserve.diffusion.unet_program import prompt_program, unet_programs
 from fuserve.errors import InvalidRequestError
@@ -44,12 +45,18 @@ class DiffusionModel:
     Args:
         parts: of the checkpoint, checked.
         options: how it is held in memory and run.
+        tap: sees, and may change, what the layers of the denoiser read, which is slower then.
 
     Raises:
         CapacityError: it does not fit into ``options.memory_bytes``.
     """
 
-    def __init__(self, parts: ModelParts, options: DiffusionOptions = DEFAULT_OPTIONS) -> None:
+    def __init__(
+        self,
+        parts: ModelParts,
+        options: DiffusionOptions = DEFAULT_OPTIONS,
+        tap: Tap | None = None,
+    ) -> None:
         self._parts = parts
         self._has_loras = False
         self._spec = spec = parts.unet.spec
@@ -68,7 +75,8 @@ class DiffusionModel:
             penultimate=parts.penultimate,
             pooled=spec.text_time is not None,
         )
-        self._unet = Network(parts.unet.weights, backend, count)
+        unet_backend = backend if tap is None else tapped(backend, tap)
+        self._unet = Network(parts.unet.weights, unet_backend, count)
         decode_bytes = DECODE_BYTES if plan is None else plan.decode_bytes
         self._autoencoder = Autoencoder(parts.vae, backend, count, decode_bytes)
         self._text_states: OrderedDict[str, TextStates] = OrderedDict()
