@@ -179,5 +179,5 @@ def test_views_and_sums_that_do_not_fit_are_refused() -> None:
     of_more = replace(end.sums, pixels=end.sums.pixels + SUMMED_PIXELS)
     with pytest.raises(ValueError, match="'end' has sums"):
         changed(program, "end", sums=of_more).validate()
-    with pytest.raises(ValueError, match="'wide' has sums, but no group norm"):
-        changed(program, "wide", sums=end.sums).validate()
+    with pytest.raises(ValueError, match="'end' has sums, but no group norm"):
+        changed(program, "end", norm=None).validate()
