@@ -59,6 +59,8 @@ class TextToImage:
     Args:
         model: a folder as diffusers writes it, a single ``.safetensors`` file, or a hub id.
         dtype: of the weights in memory; "float16" halves them. "auto" is float32.
+        memory_bytes: what the model may take, with its process; it is held and run so that it
+            fits. None: as is fastest.
         vae: a folder or hub id of another autoencoder, such as the fast ``madebyollin/taesd``.
         tokenizer: a folder or hub id with CLIP's tokenizer, for a single file; None takes the
             folder ``tokenizer`` beside it.
@@ -71,6 +73,7 @@ class TextToImage:
 
     Raises:
         ModelNotFoundError, CheckpointError, UnsupportedModelError: on loading.
+        CapacityError: ``memory_bytes`` are too few; it says what would do.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class TextToImage:
         model: str | Path,
         *,
         dtype: Literal["auto", "float32", "float16"] = "auto",
+        memory_bytes: int | None = None,
         vae: str | Path | None = None,
         tokenizer: str | Path | None = None,
         loras: Sequence[str | LoraOption] = (),
@@ -90,6 +94,7 @@ class TextToImage:
             executor=executor,
             device=device,
             dtype=dtype,
+            memory_bytes=memory_bytes,
             exact_conv=exact_conv,
             vae=vae,
             tokenizer=tokenizer,
@@ -149,6 +154,12 @@ class TextToImage:
     def close(self) -> None:
         """Free the model's memory. May be called twice."""
         self._loaded = None
+
+    @property
+    def memory(self) -> str | None:
+        """How the model fits into ``memory_bytes``, the sum in a line; None without a budget."""
+        plan = self._model.memory_plan
+        return None if plan is None else plan.describe()
 
     @property
     def _model(self) -> DiffusionModel:

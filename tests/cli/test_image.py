@@ -76,6 +76,17 @@ def test_the_error_of_step_caching_is_told(
     assert "without the cache" in told
 
 
+def test_a_memory_budget_is_held_or_refused(
+    run: Run, run_json: RunJson, model: str, tmp_path: Path
+) -> None:
+    flags = ["image", "red", "--model", model, *SMALL, "--out", str(tmp_path / "x.png")]
+    assert " of 1.00 GB" in run_json(*flags, "--memory", "1GB")["memory"]
+    result = run(*flags, "--memory", "10MB")
+    assert result.exit_code == 2
+    assert "0.01 GB of memory are too little" in result.stderr
+    assert "Give as much" in result.stderr
+
+
 def test_a_picture_can_be_the_start(run_json: RunJson, model: str, tmp_path: Path) -> None:
     start, mask, out = (tmp_path / name for name in ("start.png", "mask.png", "x.png"))
     Image.new("RGB", (70, 50), (200, 30, 30)).save(start)

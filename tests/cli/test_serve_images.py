@@ -40,6 +40,7 @@ def test_an_image_model_is_served_alone(tmp_path: Path) -> None:
     [
         ([], "nothing to serve: give --model, --image-model, or both"),
         (["--image-model", "/nowhere"], "/nowhere"),
+        (["--image-model", "x", "--image-memory", "much"], "--image-memory"),
         (["--model", "demo", "--image-model", "x", "--replicas", "2"], "a server of its own"),
     ],
 )

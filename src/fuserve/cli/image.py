@@ -12,6 +12,7 @@ import typer
 
 from fuserve.cli.flags import Debug, Json
 from fuserve.cli.output import WorkProgress, note, print_json
+from fuserve.cli.quantities import parse_bytes
 from fuserve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -135,6 +136,15 @@ def image(
             "--dtype", metavar="TYPE", help="Of the weights in memory.", rich_help_panel=_MODEL
         ),
     ] = "auto",
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="What it may take in all, such as 4GB; by default what is fastest.",
+            rich_help_panel=_MODEL,
+        ),
+    ] = None,
     exact_conv: Annotated[
         bool,
         typer.Option("--exact-conv", help="Convolve without Winograd.", rich_help_panel=_MODEL),
@@ -180,6 +190,7 @@ def image(
         painter = TextToImage(
             model,
             dtype=dtype,
+            memory_bytes=None if memory is None else parse_bytes("--memory", memory),
             vae=vae,
             tokenizer=tokenizer,
             loras=lora or [],
@@ -187,6 +198,7 @@ def image(
             num_threads=threads,
         )
         loaded = time.perf_counter()
+        fitted = painter.memory
         params = _with_images(painter, params, init_image, strength, mask)
         images = painter.generate(prompt, params, progress=_shown_by(progress))
         ended = time.perf_counter()
@@ -216,9 +228,13 @@ def image(
     if compare:
         report["full_seconds"] = full_seconds
         report["differences"] = differences = _differences(images, exact)
+    if fitted is not None:
+        report["memory"] = fitted
     if json:
         print_json(report)
         return
+    if fitted is not None:
+        note(f"[{fitted}]")
     for file, painted in zip(files, images, strict=True):
         print(file)
         note(f"[seed {painted.seed}, {painted.steps} steps of {painted.sampler}]")

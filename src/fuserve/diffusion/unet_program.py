@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -81,7 +82,9 @@ def prompt_program(spec: UNetSpec, prompts: int, tokens: int) -> Program:
     text = build.input("text", prompts, 1, tokens, spec.text_channels)
     for path, channels in spec.transformer_layers():
         stack = (f"{path}.attn2.to_k", f"{path}.attn2.to_v")
-        build.output(f"text.{path}", build.linear(stack, text, 2 * channels, bias=False))
+        build.output(
+            f"text.{path}", build.linear(stack, text, 2 * channels, bias=False, precise=True)
+        )
     return build.finish()
 
 
@@ -92,24 +95,25 @@ def time_program(spec: UNetSpec, rows: int) -> Program:
     (``guidance_embedding``) and ``added`` (pooled text and the sinusoids of the sizes).
     """
     build = ProgramBuilder()
+    linear = partial(build.linear, precise=True)
     width = spec.time_embedding_channels
     time = build.input("time", rows, 1, 1, spec.time_channels)
     if spec.guidance_channels is not None:
         guidance = build.input("guidance", rows, 1, 1, spec.guidance_channels)
-        time = build.linear(
+        time = linear(
             "time_embedding.cond_proj", guidance, spec.time_channels, bias=False, residual=time
         )
     added = None
     if spec.text_time is not None:
         added = build.input("added", rows, 1, 1, spec.text_time.in_channels)
-        added = build.linear("add_embedding.linear_1", added, width, activation="silu")
-        added = build.linear("add_embedding.linear_2", added, width)
-    time = build.linear("time_embedding.linear_1", time, width, activation="silu")
+        added = linear("add_embedding.linear_1", added, width, activation="silu")
+        added = linear("add_embedding.linear_2", added, width)
+    time = linear("time_embedding.linear_1", time, width, activation="silu")
     # The embedding is used through a SiLU only.
-    time = build.linear("time_embedding.linear_2", time, width, residual=added, activation="silu")
+    time = linear("time_embedding.linear_2", time, width, residual=added, activation="silu")
     stack = tuple(f"{path}.time_emb_proj" for path, _ in spec.resnets())
     total = sum(channels for _, channels in spec.resnets())
-    build.output("time", build.linear(stack, time, total))
+    build.output("time", linear(stack, time, total))
     return build.finish()
 
 
