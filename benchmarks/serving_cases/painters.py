@@ -65,6 +65,8 @@ async def paint(server: RunningServer, picture: Picture, *, leave_after: int = 0
         if answer.status_code != httpx2.codes.OK:
             raise SystemExit(f"a picture was refused: {(await answer.aread()).decode()}")
         async for event in httpx2.EventSource(answer):
+            if event.data == "[DONE]":
+                break
             told = json.loads(event.data)
             painting.step_s.append(clock_s())
             if told.get("type", "").endswith(".completed"):

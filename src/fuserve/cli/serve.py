@@ -283,11 +283,15 @@ def _serve_one(
     """One engine, in this process and the ranks beside it."""
     from fuserve.parallel.loading import load_parallel
     from fuserve.server.build import build_app
+    from fuserve.server.images.build import reserved_bytes
     from fuserve.server.lifecycle import run_server
     from fuserve.server.logs import configure_logging
 
+    kept = 0 if images is None else reserved_bytes(images)
     with WorkProgress() as progress:
-        loaded = load_parallel(settings.model, settings.options, parallel, progress.update)
+        loaded = load_parallel(
+            settings.model, settings.options, parallel, progress.update, reserved_bytes=kept
+        )
     try:
         app = build_app(loaded, settings, images)
         configure_logging(settings.log_level)
