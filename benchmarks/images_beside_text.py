@@ -131,6 +131,7 @@ async def measure(server: RunningServer, given: argparse.Namespace) -> Result:
         alone = Streams(completer, vocabulary, given.streams)
         async with asyncio.TaskGroup() as group:
             chatting = group.create_task(alone.run())
+            await alone.all_stream()
             await asyncio.sleep(given.seconds)
             alone.stop()
             await chatting
@@ -177,7 +178,6 @@ class Streams:
 
     async def run(self) -> None:
         """Until ``stop`` is called."""
-        self.begun_s = clock_s()
         self._tasks = [asyncio.create_task(self._chat(user)) for user in range(self._count)]
         for task in self._tasks:
             with suppress(asyncio.CancelledError):
@@ -185,11 +185,12 @@ class Streams:
         self.answers += self._open.values()
 
     async def all_stream(self) -> None:
-        """Wait until every user has had some tokens."""
+        """Wait until every user has had some tokens; from then on it counts."""
         while len(self._open) < self._count or not all(
             len(answer.chunk_s) > 2 * SKIPPED_TOKENS for answer in self._open.values()
         ):
             await asyncio.sleep(0.01)
+        self.begun_s = clock_s()
 
     def stop(self) -> None:
         """Everybody leaves."""
