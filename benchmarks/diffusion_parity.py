@@ -1,16 +1,21 @@
-"""Does the native network equal diffusers' at full size? Random weights of published configs, fp32.
+"""Do our networks equal diffusers' at full size? Random weights of the published configs, fp32.
 
     python benchmarks/diffusion_parity.py --model sd15 --size 256 --steps 20
+    python benchmarks/diffusion_parity.py --model sdxl --size 256 --steps 2
+    python benchmarks/diffusion_parity.py --model vae --size 512
+    python benchmarks/diffusion_parity.py --model clip-l
 
-Prints the largest error of each block's output in one guided evaluation, as a part of the output's
-largest value, and the PSNR of the latents after all steps from the same noise and embeddings. The
-oracle runs first; its weights are let go of as ours are packed, so one model's memory is enough.
+Of a UNet, prints the largest error of each block's output in one guided evaluation, as a part of
+the output's largest value, and the PSNR of the latents after all steps from the same noise and
+embeddings; of the others, the error of their output. The oracle runs first; its weights are let go
+of as ours are packed, so SDXL takes 14 GB.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,13 +23,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from fuserve.architectures.fields import Fields
 from fuserve.diffusion.backends import make_backend
 from fuserve.diffusion.options import DiffusionOptions
+from fuserve.diffusion.packed_weights import PackingOptions
 from fuserve.diffusion.program import Array, Program
 from fuserve.diffusion.single_file import SD15, SDXL
+from fuserve.diffusion.text_encoder_program import text_encoder_program
+from fuserve.diffusion.text_encoder_spec import text_encoder_spec
 from fuserve.diffusion.unet_program import (
     prompt_program,
     sinusoids,
@@ -32,6 +41,8 @@ from fuserve.diffusion.unet_program import (
     unet_program,
 )
 from fuserve.diffusion.unet_spec import UNetSpec, unet_spec
+from fuserve.diffusion.vae_program import vae_decoder_program
+from fuserve.diffusion.vae_spec import vae_spec
 from fuserve.diffusion.weights import ArrayWeights
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -71,10 +82,12 @@ def guided_steps(predict: Predict, latents: torch.Tensor, steps: int) -> torch.T
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False
     )
     scheduler.set_timesteps(steps)
-    for timestep in scheduler.timesteps.tolist():
+    for index, timestep in enumerate(scheduler.timesteps.tolist()):
+        print(f"\rstep {index + 1} of {steps}", end="", file=sys.stderr, flush=True)
         negative, positive = predict(latents, timestep).chunk(2)
         guided = negative + GUIDANCE_SCALE * (positive - negative)
         latents = scheduler.step(guided, timestep, latents).prev_sample
+    print(file=sys.stderr)
     return latents
 
 
@@ -109,29 +122,93 @@ def oracle(
 
 def main() -> None:
     """Run both and print the table, and a line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=CONFIGS, default="sd15")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=(*CONFIGS, "vae", "clip-l"), default="sd15")
     parser.add_argument("--size", type=int, default=256, help="pixels of a side")
     parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
-    config, side = CONFIGS[options.model], options.size // 8
-    spec = unet_spec(Fields(config))
     torch.manual_seed(0)
+    if options.model == "vae":
+        errors = decoder_errors(options.size)
+        result: dict[str, Any] = {"errors": errors}
+    elif options.model == "clip-l":
+        errors = text_errors()
+        result = {"errors": errors}
+    else:
+        result = unet_result(options.model, options.size, options.steps)
+        errors = result["errors"]
+    for path, one in errors.items():
+        print(f"{path:16} {one:.1e}")
+    if "psnr_db" in result:
+        print(f"PSNR after {options.steps} steps: {result['psnr_db']:.1f} dB")
+        print(
+            f"seconds: diffusers {result['seconds']['diffusers']:.1f} (one evaluation more), "
+            f"fuserve {result['seconds']['fuserve']:.1f}"
+        )
+    print(json.dumps({"model": options.model, "size": options.size, **result}))
+
+
+def decoder_errors(size: int) -> dict[str, float]:
+    """Of Stable Diffusion 1.5's decoder."""
+    model = AutoencoderKL(**SD15.vae).eval()
+    latents = torch.randn(1, 4, size // 8, size // 8)
+    with torch.inference_mode():
+        expected = model.decode(latents).sample.permute(0, 2, 3, 1).numpy()
+    weights = PassingWeights({name: one.numpy() for name, one in model.state_dict().items()})
+    del model
+    program = vae_decoder_program(vae_spec(Fields(dict(SD15.vae))), 1, size // 8, size // 8)
+    native = make_backend(DiffusionOptions(), PackingOptions())(weights)(program)
+    found = native.run({"latents": np.ascontiguousarray(latents.permute(0, 2, 3, 1).numpy())})
+    return {"image": relative_error(found["image"], expected)}
+
+
+def text_errors() -> dict[str, float]:
+    """Of CLIP-L, whose token embeddings are both sides' input."""
+    config = CLIPTextConfig(**SD15.texts[0])
+    model = CLIPTextModel(config).eval()
+    tokens = torch.randint(0, config.vocab_size - 2, (2, TOKENS))
+    with torch.inference_mode():
+        expected = model(tokens).last_hidden_state.numpy()
+    state = model.state_dict()
+    prefix = "" if any(name.startswith("text_model.") for name in state) else "text_model."
+    weights = ArrayWeights({prefix + name: one.numpy() for name, one in state.items()})
+    embeddings = "text_model.embeddings.{}_embedding.weight"
+    embedded = weights.float32(embeddings.format("token"))[tokens.numpy()]
+    embedded = embedded + weights.float32(embeddings.format("position"))[:TOKENS]
+    program = text_encoder_program(
+        text_encoder_spec(Fields(config.to_dict()), projected=False), 2, TOKENS
+    )
+    native = make_backend(DiffusionOptions(), PackingOptions())(weights)(program)
+    found = native.run({"embeddings": embedded})["last"].reshape(expected.shape)
+    return {"hidden": relative_error(found, expected)}
+
+
+def relative_error(found: Array, expected: Array) -> float:
+    """The largest difference, as a part of the largest value."""
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def unet_result(name: str, size: int, steps: int) -> dict[str, Any]:
+    """Errors of the blocks, and PSNR and times of all steps."""
+    config, side = CONFIGS[name], size // 8
+    spec = unet_spec(Fields(config))
     model = UNet2DConditionModel(**config).eval()
     latents = torch.randn(1, spec.in_channels, side, side)
     text = torch.randn(2, TOKENS, spec.text_channels)
-    added, time_inputs, rows = added_conditions(spec, options.size)
+    added, time_inputs, rows = added_conditions(spec, size)
 
     predict, theirs = oracle(model, spec, text, added)
     started = time.perf_counter()
     prediction = predict(latents, 481)
     theirs = dict(theirs) | {"prediction": prediction}
-    expected = guided_steps(predict, latents, options.steps)
+    expected = guided_steps(predict, latents, steps)
     seconds = time.perf_counter() - started
 
     weights = PassingWeights({name: one.numpy() for name, one in model.state_dict().items()})
     del model, predict
-    make = make_backend(DiffusionOptions())(weights)
+    make = make_backend(DiffusionOptions(), PackingOptions())(weights)
     states = make(prompt_program(spec, 2, TOKENS)).run({"text": text.numpy()})
     program = unet_program(spec, 1, 2, side, side, tokens=TOKENS, time_rows=rows)
     times = make(time_program(spec, rows))
@@ -146,7 +223,7 @@ def main() -> None:
     errors = {}
     for path, value in theirs.items():
         wide = value.permute(0, 2, 3, 1).numpy()
-        errors[path] = float(np.abs(probed[path] - wide).max() / np.abs(wide).max())
+        errors[path] = relative_error(probed[path], wide)
     native = make(program)
 
     def ours(sample: torch.Tensor, timestep: int) -> torch.Tensor:
@@ -154,16 +231,17 @@ def main() -> None:
         return torch.from_numpy(pair).permute(0, 3, 1, 2)
 
     started = time.perf_counter()
-    found = guided_steps(ours, latents, options.steps)
+    found = guided_steps(ours, latents, steps)
     own_seconds = time.perf_counter() - started
     error = float(((found - expected) ** 2).mean())
     span = float(expected.max() - expected.min())
     psnr = 10 * np.log10(span**2 / error) if error else float("inf")
-    for path, one in errors.items():
-        print(f"{path:16} {one:.1e}")
-    print(f"PSNR after {options.steps} steps: {psnr:.1f} dB")
-    print(f"seconds: diffusers {seconds:.1f} (one evaluation more), fuserve {own_seconds:.1f}")
-    print(json.dumps({"model": options.model, "errors": errors, "psnr_db": psnr}))
+    return {
+        "steps": steps,
+        "errors": errors,
+        "psnr_db": float(psnr),
+        "seconds": {"diffusers": seconds, "fuserve": own_seconds},
+    }
 
 
 def added_conditions(spec: UNetSpec, size: int) -> tuple[dict[str, Any], dict[str, Array], int]:

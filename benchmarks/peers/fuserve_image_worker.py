@@ -12,6 +12,8 @@ from image_worker import TIMESTEP, TOKENS, Array, ImageWork, run
 from fuserve._native import ThreadPool
 from fuserve.architectures.fields import Fields
 from fuserve.checkpoints.safetensors_folder import StoredTensors
+from fuserve.diffusion.banding import fit
+from fuserve.diffusion.memory_plan import DECODE_BYTES
 from fuserve.diffusion.native import NativeProgram, NativeWorkspace
 from fuserve.diffusion.packed_weights import PackedWeights, PackingOptions
 from fuserve.diffusion.program import Attention, Conv, Linear, Op, Program
@@ -24,7 +26,11 @@ from fuserve.kernels.linear import Storage, WeightFormat
 
 
 class Fuserve:
-    """A program and its inputs; ``--option half=1`` keeps weights as float16."""
+    """A program and its inputs; ``--option half=1`` keeps weights as float16.
+
+    Decoding takes the memory that it takes in an image model, ``--option whole=1`` as much as is
+    fastest.
+    """
 
     def __init__(self, work: ImageWork) -> None:
         fields = Fields(json.loads((work.folder / "config.json").read_text()))
@@ -46,7 +52,10 @@ class Fuserve:
             self.inputs |= self.ready(prompt_program(spec, 2, TOKENS)).run({"text": work.text()})
             self.inputs |= self.ready(time_program(spec, 1)).run({"time": _time(spec)})
         else:
-            self.program = self.ready(vae_decoder_program(vae_spec(fields), 1, side, side))
+            decoder = vae_decoder_program(vae_spec(fields), 1, side, side)
+            self.program = self.ready(
+                decoder if work.option("whole") else fit(decoder, DECODE_BYTES)
+            )
         self.op_seconds = np.zeros(len(self.program.program.ops))
 
     def ready(self, program: Program) -> NativeProgram:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 from worker import option, peak_rss_bytes
 
 TOKENS, TEXT_CHANNELS, LATENT_CHANNELS, TIMESTEP = 77, 768, 4, 500
@@ -79,6 +80,7 @@ def run(load: Callable[[ImageWork], ImageEngine]) -> None:
     started = time.perf_counter()
     engine = load(work)
     load_s = time.perf_counter() - started
+    loaded_rss_bytes = psutil.Process().memory_info().rss
     seconds = []
     for _ in range(work.steps):
         started = time.perf_counter()
@@ -90,6 +92,7 @@ def run(load: Callable[[ImageWork], ImageEngine]) -> None:
         "load_s": load_s,
         "first_s": seconds[0],
         "seconds": median(seconds[1:] or seconds),
+        "loaded_rss_bytes": loaded_rss_bytes,
         "peak_rss_bytes": peak_rss_bytes(),
         **engine.details(),
     }

@@ -33,12 +33,30 @@ class ProgramHandle {
     return static_cast<int>(program_.values.size()) - 1;
   }
 
-  void add_group_norm(int out, const std::vector<int>& sources, const GroupNorm& norm) {
+  void add_channel_sums(int out, int source, int pivots) {
+    const ImageValue &to = value(out), &from = value(source);
+    require(from.batch == to.batch, "out must have the source's images");
+    require(to.width == 1 && to.channels == 2 * from.channels,
+            "out must have a row of sums and of squares");
+    const int chunks = ceil_div(from.pixels(), kNormPixels);
+    require(to.height == chunks + (pivots == kNoValue ? 1 : 0),
+            "out must have a row for each 64 pixels");
+    if (pivots != kNoValue) {
+      const ImageValue& v = value(pivots);
+      require(v.pixels() == 1 && v.channels == to.channels && to.batch % v.batch == 0,
+              "pivots must be a row of sums");
+    }
+    program_.ops.emplace_back(ChannelSumsOp{out, source, pivots});
+  }
+
+  void add_group_norm(int out, const std::vector<int>& sources, const GroupNorm& norm,
+                      const std::vector<int>& sums, int pixels) {
     NormalizeOp op;
     op.out = out;
     op.group = norm;
     set_sources(value(out), sources, op.sources);
     check_norm(norm, channels_of(op.sources));
+    op.sums = given_sums(sums, pixels, op.sources, value(out));
     check_pixels(sources[0], value(out), "source");
     require(value(out).channels == channels_of(op.sources), "out must have the sources' channels");
     program_.ops.emplace_back(op);
@@ -55,7 +73,7 @@ class ProgramHandle {
 
   void add_conv(int out, const std::vector<int>& sources, const nb::object& weights,
                 const std::optional<GroupNorm>& norm, Slice channel_add, int residual,
-                int activation) {
+                int activation, const std::vector<int>& sums, int pixels) {
     ConvOp op;
     op.weights = nb::cast<const ConvHandle&>(weights).weights;
     owners_.push_back(weights);
@@ -81,6 +99,7 @@ class ProgramHandle {
     if (norm) {
       op.norm = *norm;
       check_norm(op.norm, channels_of(op.sources));
+      op.sums = given_sums(sums, pixels, op.sources, to);
     }
     if (residual != kNoValue) check_source(residual, to, to.channels, "residual");
     if (channel_add.first != kNoValue) {
@@ -163,6 +182,24 @@ class ProgramHandle {
   static void check_norm(const GroupNorm& norm, int channels) {
     require(norm.channels == channels, "the norm is for " + std::to_string(norm.channels) +
                                            " channels, not " + std::to_string(channels));
+  }
+
+  // No values: there are none.
+  GivenSums given_sums(const std::vector<int>& values, int pixels, const int (&sources)[2],
+                       const ImageValue& out) const {
+    GivenSums given;
+    if (values.empty()) return given;
+    require(pixels > 0, "sums must be of some pixels");
+    require(values.size() == (sources[1] == kNoValue ? 1U : 2U), "each source must have its sums");
+    given.pixels = pixels;
+    for (size_t i = 0; i < values.size(); ++i) {
+      const ImageValue& v = value(values[i]);
+      require(v.height == 1 + ceil_div(pixels, kNormPixels) && v.width == 1 &&
+                  v.channels == 2 * value(sources[i]).channels && out.batch % v.batch == 0,
+              "sums must be a source's, with its pivots");
+      given.values[i] = values[i];
+    }
+    return given;
   }
 
   int channels_of(const int (&sources)[2]) const {
@@ -255,24 +292,28 @@ void bind_image(nb::module_& m) {
   nb::class_<ProgramHandle>(m, "ImageProgram")
       .def(nb::init<>())
       .def("add_value", &ProgramHandle::add_value)
+      .def("add_channel_sums", &ProgramHandle::add_channel_sums)
       .def("add_group_norm",
-           [](ProgramHandle& self, int out, const std::vector<int>& sources,
-              const nb::object& norm) {
-             self.add_group_norm(out, sources, nb::cast<const GroupNormHandle&>(norm).norm);
+           [](ProgramHandle& self, int out, const std::vector<int>& sources, const nb::object& norm,
+              const std::vector<int>& sums, int pixels) {
+             const GroupNorm& given = nb::cast<const GroupNormHandle&>(norm).norm;
+             self.add_group_norm(out, sources, given, sums, pixels);
              self.keep(norm);
            })
       .def(
           "add_conv",
           [](ProgramHandle& self, int out, const std::vector<int>& sources,
              const nb::object& weights, const nb::object& norm, Slice channel_add, int residual,
-             int activation) {
+             int activation, const std::vector<int>& sums, int pixels) {
             std::optional<GroupNorm> given;
             if (!norm.is_none()) given = nb::cast<const GroupNormHandle&>(norm).norm;
-            self.add_conv(out, sources, weights, given, channel_add, residual, activation);
+            self.add_conv(out, sources, weights, given, channel_add, residual, activation, sums,
+                          pixels);
             self.keep(norm);
           },
           nb::arg("out"), nb::arg("sources"), nb::arg("weights"), nb::arg("norm").none(),
-          nb::arg("channel_add"), nb::arg("residual"), nb::arg("activation"))
+          nb::arg("channel_add"), nb::arg("residual"), nb::arg("activation"), nb::arg("sums"),
+          nb::arg("pixels"))
       .def("add_layer_norm",
            [](ProgramHandle& self, int out, int source, const nb::object& norm) {
              self.add_layer_norm(out, source, nb::cast<const NormHandle&>(norm), norm);

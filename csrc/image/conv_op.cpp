@@ -7,7 +7,7 @@ void FusedImageExecutor::perform(Lane& lane, const ConvOp& op) {
   const ImageValue& shape = value(op.out);
   const int batch = shape.batch;
   const Operand out = operand(op.out, batch);
-  const Scales scales = group_statistics(lane, op.norm, op.sources, batch);
+  const Scales scales = group_statistics(lane, op.norm, op.sums, op.sources, batch);
   Operand sources[2];
   for (int s = 0; s < 2 && op.sources[s] != kNoValue; ++s)
     sources[s] = operand(op.sources[s], batch);

@@ -71,57 +71,85 @@ void FusedImageExecutor::reserve(int num_threads) {
   }
 }
 
-FusedImageExecutor::Scales FusedImageExecutor::group_statistics(Lane& lane, const GroupNorm& norm,
-                                                                const int (&sources)[2],
-                                                                int batch) {
-  if (!norm) return {};
-  Operand operands[2];
-  float* sums[2] = {sums_.get<float>(0), nullptr};
-  int chunks = 0, units = 0, channels = 0;
-  for (int s = 0; s < 2 && sources[s] != kNoValue; ++s) {
-    operands[s] = operand(sources[s], batch);
-    const ImageValue& shape = *operands[s].shape;
-    chunks = ceil_div(shape.pixels(), kNormPixels);
-    units += shape.batch * chunks;
-    channels += shape.channels;
-    if (s == 0)
-      sums[1] = sums[0] + static_cast<std::ptrdiff_t>(shape.batch) * chunks * 2 * channels;
-  }
-  const int first_units = operands[0].shape->batch * chunks;
+void FusedImageExecutor::sum_sources(Lane& lane, const Operand (&sources)[2],
+                                     float* const (&sums)[2]) {
+  const int chunks = ceil_div(sources[0].shape->pixels(), kNormPixels);
+  const int first_units = sources[0].shape->batch * chunks;
+  const int units =
+      first_units + (sources[1].shape == nullptr ? 0 : sources[1].shape->batch * chunks);
   lane.team.for_each(lane.thread, units, [&](int unit) {
     const int s = unit < first_units ? 0 : 1;
     if (s == 1) unit -= first_units;
-    const ImageValue& shape = *operands[s].shape;
+    const ImageValue& shape = *sources[s].shape;
     const int first = unit % chunks * kNormPixels;
-    const float* image = operands[s].data + static_cast<std::ptrdiff_t>(unit / chunks) *
-                                                static_cast<std::ptrdiff_t>(shape.image_floats());
+    const float* image = sources[s].data + static_cast<std::ptrdiff_t>(unit / chunks) *
+                                               static_cast<std::ptrdiff_t>(shape.image_floats());
     channel_sums(image + static_cast<std::ptrdiff_t>(first) * shape.channels, image,
                  std::min(kNormPixels, shape.pixels() - first), shape.channels,
                  sums[s] + static_cast<std::ptrdiff_t>(unit) * 2 * shape.channels);
   });
   lane.team.sync(lane.thread);
+}
+
+FusedImageExecutor::Scales FusedImageExecutor::group_statistics(Lane& lane, const GroupNorm& norm,
+                                                                const GivenSums& given,
+                                                                const int (&sources)[2],
+                                                                int batch) {
+  if (!norm) return {};
+  Operand operands[2];
+  int channels = 0;
+  for (int s = 0; s < 2 && sources[s] != kNoValue; ++s) {
+    operands[s] = operand(sources[s], batch);
+    channels += operands[s].shape->channels;
+  }
+  const int pixels = given ? given.pixels : operands[0].shape->pixels();
+  const int chunks = ceil_div(pixels, kNormPixels);
+  float* sums[2] = {sums_.get<float>(0), nullptr};
+  sums[1] = sums[0] + static_cast<std::ptrdiff_t>(operands[0].shape->batch) * chunks * 2 *
+                          operands[0].shape->channels;
+  if (!given) sum_sources(lane, operands, sums);
+  const auto part_of = [&](int s, int image) -> NormSource {
+    const int c = operands[s].shape->channels;
+    if (given) {
+      const float* pivots = operand(given.values[s], batch).image(image);
+      return {pivots + 2 * c, pivots, c};
+    }
+    return {sums[s] + static_cast<std::ptrdiff_t>(image / operands[s].repeats) * chunks * 2 * c,
+            operands[s].image(image), c};
+  };
   float* scales = scales_.get<float>(0);
   lane.team.for_each(lane.thread, batch * norm.groups, [&](int unit) {
     const int image = unit / norm.groups;
     NormSource parts[2];
-    for (int s = 0; s < 2 && operands[s].shape != nullptr; ++s) {
-      const int c = operands[s].shape->channels;
-      parts[s] = {
-          sums[s] + static_cast<std::ptrdiff_t>(image / operands[s].repeats) * chunks * 2 * c,
-          operands[s].image(image), c};
-    }
+    for (int s = 0; s < 2 && operands[s].shape != nullptr; ++s) parts[s] = part_of(s, image);
     float* scale = scales + static_cast<std::ptrdiff_t>(image) * 2 * channels;
-    group_scales(norm, parts, operands[0].shape->pixels(), unit % norm.groups, scale,
-                 scale + channels);
+    group_scales(norm, parts, pixels, unit % norm.groups, scale, scale + channels);
   });
   lane.team.sync(lane.thread);
   return {scales, channels};
 }
 
+void FusedImageExecutor::perform(Lane& lane, const ChannelSumsOp& op) {
+  const int batch = value(op.out).batch;
+  const Operand out = operand(op.out, batch), source = operand(op.source, batch);
+  const int channels = source.shape->channels, pixels = source.shape->pixels();
+  const int chunks = ceil_div(pixels, kNormPixels);
+  const bool begins = op.pivots == kNoValue;
+  lane.team.for_each(lane.thread, batch * chunks, [&](int unit) {
+    const int image = unit / chunks, chunk = unit % chunks, first = chunk * kNormPixels;
+    const float* pivots = begins ? source.image(image) : operand(op.pivots, batch).image(image);
+    float* row = out.image(image);
+    if (begins && chunk == 0) std::fill_n(std::copy_n(pivots, channels, row), channels, 0.0F);
+    row += static_cast<std::ptrdiff_t>(chunk + (begins ? 1 : 0)) * 2 * channels;
+    channel_sums(source.image(image) + static_cast<std::ptrdiff_t>(first) * channels, pivots,
+                 std::min(kNormPixels, pixels - first), channels, row);
+  });
+}
+
 void FusedImageExecutor::perform(Lane& lane, const NormalizeOp& op) {
   const ImageValue& shape = value(op.out);
   const Operand out = operand(op.out, shape.batch);
-  const Scales scales = group_statistics(lane, op.group, op.sources, shape.batch);
+  const Scales scales = group_statistics(lane, op.group, op.sums, op.sources, shape.batch);
   const int chunks = ceil_div(shape.pixels(), kNormPixels);
   lane.team.for_each(lane.thread, shape.batch * chunks, [&](int unit) {
     const int image = unit / chunks, first = unit % chunks * kNormPixels;

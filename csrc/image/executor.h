@@ -53,6 +53,7 @@ class FusedImageExecutor final : public ImageExecutor {
   void perform(Lane& lane, const ConvOp& op);
   void perform(Lane& lane, const LinearOp& op);
   void perform(Lane& lane, const AttentionOp& op);
+  void perform(Lane& lane, const ChannelSumsOp& op);
 
   // Scales and shifts of each image of the result; ends with a barrier.
   struct Scales {
@@ -64,7 +65,10 @@ class FusedImageExecutor final : public ImageExecutor {
     }
     const float* shift(int image) const { return scale(image) + channels; }
   };
-  Scales group_statistics(Lane& lane, const GroupNorm& norm, const int (&sources)[2], int batch);
+  Scales group_statistics(Lane& lane, const GroupNorm& norm, const GivenSums& given,
+                          const int (&sources)[2], int batch);
+  // The sums of each source's chunks, one after the other in `sums_`; ends with a barrier.
+  void sum_sources(Lane& lane, const Operand (&sources)[2], float* const (&sums)[2]);
 
   // The rows of a linear's input in the form that it wants; ends with a barrier if it makes them.
   bool wants_prepared(const LinearOp& op) const;

@@ -6,9 +6,6 @@
 
 namespace fuserve::FUSERVE_ISA {
 
-// Pixels whose sums are formed in fp32; those of all such chunks are added in double.
-inline constexpr int kNormPixels = 64;
-
 // For each channel the sum of the values' differences from a pivot, then of their squares, over
 // `pixels` pixels. Squares of the values themselves would leave little of the variance of a channel
 // that is far from zero.

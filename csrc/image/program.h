@@ -17,6 +17,9 @@ namespace fuserve {
 
 inline constexpr int kNoValue = -1;
 
+// Pixels whose sums a group norm forms in fp32; those of all such chunks are added in double.
+inline constexpr int kNormPixels = 64;
+
 // Tokens of an attention block are the pixels of the same memory.
 struct ImageValue {
   int batch = 0;
@@ -51,12 +54,21 @@ enum class LinearActivation : int {
   relu = 5
 };
 
+// Sums of images of which a norm's sources are only some rows; see ChannelSumsOp.
+struct GivenSums {
+  int values[2] = {kNoValue, kNoValue};  // one for each source
+  int pixels = 0;                        // of the whole image; 0: the sources are all of it
+
+  explicit operator bool() const { return pixels != 0; }
+};
+
 // Operations name their operands by index into the program's values. An operand with fewer images
 // than the result stands for as many consecutive ones of it each.
 struct NormalizeOp {
   int out = kNoValue;
   int sources[2] = {kNoValue, kNoValue};  // channels one after the other
   GroupNorm group;                        // one of the two
+  GivenSums sums;                         // for `group`
   Norm layer;
 };
 
@@ -72,6 +84,7 @@ struct ConvOp {
   ChannelSlice channel_add;  // of a value of one pixel
   int residual = kNoValue;
   GroupNorm norm;  // of the sources, before padding and upsampling
+  GivenSums sums;
   ConvActivation activation = ConvActivation::none;
   PackedConv weights;
 };
@@ -95,7 +108,16 @@ struct AttentionOp {
   bool causal = false;
 };
 
-using ImageOp = std::variant<NormalizeOp, ConvOp, LinearOp, AttentionOp>;
+// What a group norm needs to know of an image, or of the next rows of one: for each chunk of
+// kNormPixels pixels the sums of channel_sums, [chunks][2, channels], one a row of `out`. Without
+// `pivots` the image begins here, and a row with its first pixel, its pivots, goes before.
+struct ChannelSumsOp {
+  int out = kNoValue;
+  int source = kNoValue;
+  int pivots = kNoValue;  // [1, 2 * channels]
+};
+
+using ImageOp = std::variant<NormalizeOp, ConvOp, LinearOp, AttentionOp, ChannelSumsOp>;
 
 struct ImageProgram {
   std::vector<ImageValue> values;

@@ -59,6 +59,8 @@ class TextToImage:
     Args:
         model: a folder as diffusers writes it, a single ``.safetensors`` file, or a hub id.
         dtype: of the weights in memory; "float16" halves them. "auto" is float32.
+        memory_bytes: what the model may take, with its process; it is held and run so that it
+            fits. None: as is fastest.
         vae: a folder or hub id of another autoencoder, such as the fast ``madebyollin/taesd``.
         tokenizer: a folder or hub id with CLIP's tokenizer, for a single file; None takes the
             folder ``tokenizer`` beside it.
@@ -71,6 +73,7 @@ class TextToImage:
 
     Raises:
         ModelNotFoundError, CheckpointError, UnsupportedModelError: on loading.
+        CapacityError: ``memory_bytes`` are too few; it says what would do.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class TextToImage:
         model: str | Path,
         *,
         dtype: Literal["auto", "float32", "float16"] = "auto",
+        memory_bytes: int | None = None,
         vae: str | Path | None = None,
         tokenizer: str | Path | None = None,
         loras: Sequence[str | LoraOption] = (),
@@ -90,6 +94,7 @@ class TextToImage:
             executor=executor,
             device=device,
             dtype=dtype,
+            memory_bytes=memory_bytes,
             exact_conv=exact_conv,
             vae=vae,
             tokenizer=tokenizer,
@@ -151,6 +156,12 @@ class TextToImage:
         self._loaded = None
 
     @property
+    def memory(self) -> str | None:
+        """How the model fits into ``memory_bytes``, the sum in a line; None without a budget."""
+        plan = self._model.memory_plan
+        return None if plan is None else plan.describe()
+
+    @property
     def _model(self) -> DiffusionModel:
         if self._loaded is None:
             raise InvalidRequestError("This TextToImage is closed.")
@@ -168,7 +179,10 @@ class TextToImage:
         progress: Callable[[ImageProgress], None] | None,
     ) -> GeneratedImage:
         model = self._model
+        latents = None
         while task.stage != "done":
+            if task.stage == "decode":
+                latents = task.latents
             with self._turn:
                 task.step()
             if progress is not None:
@@ -177,6 +191,7 @@ class TextToImage:
                         index, num_images, task.stage, task.steps_done, task.num_steps, task
                     )
                 )
+        assert latents is not None
         return GeneratedImage(
             to_pixels(task.images[0]),
             prompt,
@@ -185,6 +200,7 @@ class TextToImage:
             default_steps(model, params),
             sampler_name(model.scheduler_config, params.scheduler),
             self._name,
+            latents[0],
         )
 
 

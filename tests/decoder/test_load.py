@@ -167,6 +167,17 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
         load_model(str(config), DUMMY)
 
 
+def test_memory_that_is_kept_for_an_image_model_is_not_planned_with(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = replace(DUMMY, max_model_len=None, max_num_seqs=1)
+    monkeypatch.setattr(load_module, "available_memory", lambda: 10_000_000)
+    assert load_model(str(config), wanted, reserved_bytes=0).max_model_len == 512
+    assert load_model(str(config), wanted, reserved_bytes=9_800_000).max_model_len < 512
+    with pytest.raises(CapacityError, match=r"0\.02 GB are to be kept for the image model"):
+        load_model(str(config), wanted, reserved_bytes=20_000_000)
+
+
 def test_a_cache_too_small_for_the_wanted_length_is_refused(config: Path) -> None:
     with pytest.raises(CapacityError, match="a sequence of 128 tokens needs"):
         load_model(str(config), replace(DUMMY, kv_cache_bytes=1000))

@@ -12,8 +12,8 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from fuserve._native import ThreadPool
 from fuserve.architectures.fields import Fields
-from fuserve.diffusion.arena import Lifetime, plan_arena
-from fuserve.diffusion.native import NativeProgram, NativeWorkspace, value_offsets
+from fuserve.diffusion.arena import Lifetime, place_values, plan_arena
+from fuserve.diffusion.native import NativeProgram, NativeWorkspace
 from fuserve.diffusion.packed_weights import PackedWeights, PackingOptions
 from fuserve.diffusion.program import Array, Program, Value
 from fuserve.diffusion.program_builder import ProgramBuilder
@@ -175,13 +175,29 @@ def test_values_that_live_at_once_never_overlap() -> None:
 
 def test_the_arena_of_a_unet_is_far_smaller_than_its_values() -> None:
     program = unet_program(unet_spec(Fields(UNETS["sd15"])), 1, 2, 8, 8, tokens=TOKENS)
-    offsets = value_offsets(program)
+    offsets = place_values(program)
 
     def floats(value: Value) -> int:
         return value.batch * value.tokens * value.channels
 
     end = max(offset + floats(value) for value, offset in offsets.items())
     assert end < 0.25 * sum(floats(value) for value in offsets)
+
+
+def test_a_result_takes_the_place_of_a_residual_that_nothing_reads_later() -> None:
+    build = ProgramBuilder()
+    image = build.input("image", 1, 8, 8, 4)
+    first = build.conv("first", image, 4)
+    second = build.conv("second", first, 4, residual=first)  # reads what it would write over
+    third = build.conv("third", second, 4, residual=first)
+    fourth = build.linear("fourth", third, 4, residual=second)
+    last = build.conv("last", third, 4, residual=fourth)
+    build.output("image", build.conv("end", last, 4))
+    places = place_values(build.finish())
+    assert places[second] != places[first]
+    assert places[third] == places[first]
+    assert places[fourth] == places[second]
+    assert places[last] == places[fourth]
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:

@@ -6,7 +6,19 @@ from dataclasses import replace
 
 import pytest
 
-from fuserve.diffusion.program import Attention, Conv, Linear, Op, Program, Slice, Value
+from fuserve.diffusion.banding import banded, candidates
+from fuserve.diffusion.program import (
+    SUMMED_PIXELS,
+    Attention,
+    ChannelSums,
+    Conv,
+    Linear,
+    Op,
+    Program,
+    Rows,
+    Slice,
+    Value,
+)
 from fuserve.diffusion.program_builder import ProgramBuilder, group_norm, layer_norm
 
 
@@ -125,3 +137,47 @@ def test_a_residual_of_geglu_has_both_halves() -> None:
     narrow = replace(narrow, values=(*program.values[:2], program.values[2], Value(3, 1, 1, 4, 16)))
     with pytest.raises(ValueError, match="'ff' adds"):
         changed(narrow, "ff", residual=Value(3, 1, 1, 4, 16)).validate()
+
+
+def program_in_bands() -> Program:
+    """Two convolutions, the value between them in eight bands."""
+    build = ProgramBuilder()
+    image = build.input("image", 1, 32, 16, 4)
+    wide = build.conv("wide", image, 32)
+    norm = group_norm("norm", 8, 1e-5)
+    build.output("out", build.conv("end", wide, 4, norm=norm))
+    whole = build.finish()
+    (candidate,) = candidates(whole)
+    return banded(whole, candidate)
+
+
+def test_each_row_of_a_value_is_written_once_and_before_it_is_read() -> None:
+    program = program_in_bands()
+    ends = [op for op in program.ops if op.name == "end"]
+    sums = [op for op in program.ops if isinstance(op, ChannelSums)]
+    assert len(ends) == len(sums) == 8
+
+    def without(left_out: Op) -> Program:
+        return replace(program, ops=tuple(op for op in program.ops if op is not left_out))
+
+    with pytest.raises(ValueError, match="nothing writes the output 'out'"):
+        without(ends[3]).validate()
+    with pytest.raises(ValueError, match=r"Conv 'end' reads .* nothing has written"):
+        without(sums[3]).validate()
+    with pytest.raises(ValueError, match="'end' writes a value for the second time"):
+        replace(program, ops=(*program.ops, ends[3])).validate()
+
+
+def test_views_and_sums_that_do_not_fit_are_refused() -> None:
+    program = program_in_bands()
+    view, rows = next(iter(program.views.items()))
+    beyond = {**program.views, view: Rows(rows.value, rows.value.height - view.height + 1)}
+    with pytest.raises(ValueError, match="is no view of rows"):
+        replace(program, views=beyond).validate()
+    end = next(op for op in program.ops if op.name == "end")
+    assert isinstance(end, Conv) and end.sums is not None
+    of_more = replace(end.sums, pixels=end.sums.pixels + SUMMED_PIXELS)
+    with pytest.raises(ValueError, match="'end' has sums"):
+        changed(program, "end", sums=of_more).validate()
+    with pytest.raises(ValueError, match="'end' has sums, but no group norm"):
+        changed(program, "end", norm=None).validate()

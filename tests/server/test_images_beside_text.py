@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from fuserve.diffusion.model import DiffusionModel
 from fuserve.diffusion.pipeline import ImageTask
 from fuserve.engine.config import EngineConfig
 from fuserve.engine.engine import Engine
+from fuserve.engine.images.engine import ImageEngine
 from fuserve.server.metrics import ServerMetrics
 from tests.diffusion.model_folders import small_sd
 from tests.engine.fake_model import FakeExecutor
@@ -27,14 +29,14 @@ QUESTION: list[Any] = [{"role": "user", "content": "Hello!"}]
 
 
 @contextmanager
-def serving_both(model: Any) -> Iterator[RunningServer]:
-    """The toy language model, and an image model."""
+def serving_both(model: Any) -> Iterator[tuple[RunningServer, ImageEngine]]:
+    """The toy language model, and an image model with its engine."""
     codec = ChatByteCodec()
     engine = Engine(FakeExecutor(), codec, EngineConfig(1024, 8, 64))
     images = images_of(model, ServerMetrics(NAME))
     try:
         with serving(engine, codec, images=images) as server:
-            yield server
+            yield server, images.engine
     finally:
         asyncio.run(images.engine.drain(0))
 
@@ -49,7 +51,7 @@ def stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_chat_streams_to_its_end_within_one_step_of_a_picture() -> None:
     gate = Gate()
-    with serving_both(FakeImageModel(gate)) as server, ThreadPoolExecutor(1) as pool:
+    with serving_both(FakeImageModel(gate)) as (server, _), ThreadPoolExecutor(1) as pool:
         client = server.client()
         painting = pool.submit(client.images.generate, prompt="x")
         gate.wait_for_step()
@@ -73,7 +75,7 @@ def test_eight_requests_of_two_sizes_get_on_fairly_while_a_chat_streams(
     progress: list[tuple[int, int, int]] = []  # number of the request, its step, of how many
     pictures: dict[int, str] = {}
 
-    with serving_both(model) as server, ThreadPoolExecutor(9) as pool:
+    with serving_both(model) as (server, _), ThreadPoolExecutor(9) as pool:
         client = server.client()
 
         def paint(number: int) -> None:
@@ -83,7 +85,12 @@ def test_eight_requests_of_two_sizes_get_on_fairly_while_a_chat_streams(
                 size=f"{side}x{side}",  # type: ignore[call-overload]
                 stream=True,
                 partial_images=20,
-                extra_body={"seed": number, "steps": 6, "guidance_scale": 5.0},
+                extra_body={
+                    "seed": number,
+                    "steps": 6,
+                    "guidance_scale": 5.0,
+                    "cache_interval": 1 + number // 4,
+                },
             )
             for event in stream:
                 progress.append((number, event.step, event.steps))
@@ -106,15 +113,50 @@ def test_eight_requests_of_two_sizes_get_on_fairly_while_a_chat_streams(
     # Steps of a small picture are a quarter of a large one's: it is done long before.
     assert {number for number in ended[:4]} == {0, 2, 4, 6}
     alone = DiffusionModel.load(stable_diffusion)
-    for number in (1, 2):  # the picture does not tell who painted beside
+    for number in (1, 6):  # the picture does not tell who painted beside
         side = sides[number]
-        params = ImageParams(steps=6, guidance_scale=5.0, width=side, height=side)
+        params = ImageParams(
+            steps=6, guidance_scale=5.0, width=side, height=side, cache_interval=1 + number // 4
+        )
         (image,) = ImageTask(alone, [f"picture {number}"], [number], params).run()
         assert (pixels(pictures[number]) == (image * 255 + 0.5).astype("uint8")).all()
 
 
+def test_eight_requests_that_nobody_waits_for_any_more_leave_no_memory_behind(
+    stable_diffusion: Path,
+) -> None:
+    model = DiffusionModel.load(stable_diffusion)
+    side = model.size_multiple
+    with serving_both(model) as (server, painter), ThreadPoolExecutor(8) as pool:
+        client = server.client()
+
+        def paint_a_little(number: int) -> int:
+            size = side * (1 + number % 2)
+            stream = client.images.generate(
+                prompt=f"picture {number}",
+                size=f"{size}x{size}",  # type: ignore[call-overload]
+                stream=True,
+                partial_images=100,
+                extra_body={"steps": 500, "cache_interval": 3},
+            )
+            next(iter(stream))
+            held = painter.stats().num_bytes
+            stream.close()
+            return held
+
+        assert min(pool.map(paint_a_little, range(8))) > 0
+        stream = client.chat.completions.create(
+            model="toy", messages=QUESTION, max_tokens=64, stream=True
+        )
+        assert len(list(stream)) > 2
+        deadline_s = time.monotonic() + 60
+        while painter.stats().num_running > 0 or painter.stats().num_bytes > 0:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
+
+
 def test_both_models_are_listed_and_each_knows_its_own() -> None:
-    with serving_both(FakeImageModel()) as server:
+    with serving_both(FakeImageModel()) as (server, _):
         client = server.client()
         listed = {model.id: model.task for model in client.models.list()}  # type: ignore[attr-defined]
         assert listed == {"toy": "generate", NAME: "text-to-image"}

@@ -11,6 +11,7 @@ import typer
 
 from fuserve.cli.flags import MODEL_HELP, Debug, ModelFlags, ParallelFlags
 from fuserve.cli.output import WorkProgress, note
+from fuserve.cli.quantities import parse_bytes
 from fuserve.errors import InvalidRequestError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -160,10 +161,14 @@ class ImageFlags:
     max_queue_image_requests: Annotated[
         int, _image("--max-queue-image-requests", help="Image requests that may wait.", min=1)
     ] = 32
-    image_executor: Annotated[
-        Literal["native", "reference"],
-        _image("--image-executor", help="reference runs in torch (extra 'torch')."),
-    ] = "native"
+    image_memory: Annotated[
+        str | None,
+        _image(
+            "--image-memory",
+            metavar="SIZE",
+            help="What the image model may take, such as 4GB; by default what is fastest.",
+        ),
+    ] = None
 
     def settings(self) -> ImageSettings | None:
         """As the server takes it; None where no image model is asked for."""
@@ -172,10 +177,13 @@ class ImageFlags:
         from fuserve.diffusion.options import DiffusionOptions
         from fuserve.server.images.build import ImageSettings
 
+        memory_bytes = None
+        if self.image_memory is not None:
+            memory_bytes = parse_bytes("--image-memory", self.image_memory)
         return ImageSettings(
             self.image_model,
             tuple(self.served_image_model_name or (self.image_model,)),
-            DiffusionOptions(executor=self.image_executor),
+            DiffusionOptions(memory_bytes=memory_bytes),
             self.max_queue_image_requests,
         )
 
@@ -275,11 +283,15 @@ def _serve_one(
     """One engine, in this process and the ranks beside it."""
     from fuserve.parallel.loading import load_parallel
     from fuserve.server.build import build_app
+    from fuserve.server.images.build import reserved_bytes
     from fuserve.server.lifecycle import run_server
     from fuserve.server.logs import configure_logging
 
+    kept = 0 if images is None else reserved_bytes(images)
     with WorkProgress() as progress:
-        loaded = load_parallel(settings.model, settings.options, parallel, progress.update)
+        loaded = load_parallel(
+            settings.model, settings.options, parallel, progress.update, reserved_bytes=kept
+        )
     try:
         app = build_app(loaded, settings, images)
         configure_logging(settings.log_level)

@@ -74,6 +74,7 @@ def load_model(
     progress: Progress | None = None,
     *,
     memory_share: float = 1.0,
+    reserved_bytes: int = 0,
 ) -> LoadedModel:
     """Load a model for generation.
 
@@ -83,6 +84,7 @@ def load_model(
         options: formats, sizes, threads.
         progress: called with what is done, how many of how many.
         memory_share: part of the free memory to plan with, where several models start at once.
+        reserved_bytes: of the free memory, kept for what is loaded later.
 
     Raises:
         ModelNotFoundError: nothing is there under that name.
@@ -93,10 +95,25 @@ def load_model(
     """
     start = time.perf_counter()
     checkpoint, weights = open_weights(model, options)
-    available_bytes = int(memory_share * available_memory())
+    available_bytes = unreserved_memory(reserved_bytes, memory_share)
     if options.executor == "reference":
         return _load_reference(weights, checkpoint, options, start, available_bytes)
     return _load_native(weights, checkpoint, options, progress, start, available_bytes)
+
+
+def unreserved_memory(reserved_bytes: int, share: float = 1.0) -> int:
+    """Bytes of a share of the free memory beside what is kept for others.
+
+    Raises:
+        CapacityError: there is not even as much.
+    """
+    available_bytes = int(share * available_memory())
+    if available_bytes < reserved_bytes:
+        raise CapacityError(
+            f"{reserved_bytes / 1e9:.2f} GB are to be kept for the image model, but only "
+            f"{available_bytes / 1e9:.2f} GB of memory are free"
+        )
+    return available_bytes - reserved_bytes
 
 
 def open_weights(model: str, options: ExecutorOptions) -> tuple[Checkpoint | None, DecoderWeights]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fuserve.diffusion.banding import fit
 from fuserve.diffusion.network import Backend, Network
 from fuserve.diffusion.parts import VaePart
 from fuserve.diffusion.program import Array
@@ -21,9 +22,14 @@ class Autoencoder:
         part: spec and weights; None where the denoising network paints pixels itself.
         backend: the kind of executor.
         num_programs: sizes that are kept ready.
+        decode_bytes: memory that decoding an image may take beside the weights, if it can do with
+            as little; large images are decoded in bands then, to the same bits.
     """
 
-    def __init__(self, part: VaePart | None, backend: Backend, num_programs: int) -> None:
+    def __init__(
+        self, part: VaePart | None, backend: Backend, num_programs: int, decode_bytes: int
+    ) -> None:
+        self._decode_bytes = decode_bytes
         self._spec = None if part is None else part.spec
         self._network = None if part is None else Network(part.weights, backend, num_programs)
         self.scale_factor = 1 if part is None else part.spec.scale_factor
@@ -44,7 +50,7 @@ class Autoencoder:
         images = [
             network.run(
                 ("decode", height, width),
-                lambda: decoder_program(spec, 1, height, width),
+                lambda: fit(decoder_program(spec, 1, height, width), self._decode_bytes),
                 {"latents": row[None]},
             )["image"]
             for row in latents

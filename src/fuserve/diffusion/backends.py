@@ -10,12 +10,15 @@ from fuserve.diffusion.network import Backend, ExecutorMaker
 from fuserve.diffusion.options import DiffusionOptions
 from fuserve.diffusion.packed_weights import PackedWeights, PackingOptions
 from fuserve.diffusion.program import Executor, Program, Weights
-from fuserve.kernels.linear import Storage, WeightFormat
 from fuserve.kernels.machine import num_threads
 
 
-def make_backend(options: DiffusionOptions) -> Backend:
+def make_backend(options: DiffusionOptions, packing: PackingOptions) -> Backend:
     """What makes executors, as the options say; native ones share threads and memory.
+
+    Args:
+        options: which and where.
+        packing: how native ones keep weights.
 
     Raises:
         InvalidRequestError: the number of threads is out of range.
@@ -23,12 +26,6 @@ def make_backend(options: DiffusionOptions) -> Backend:
     if options.executor == "reference":
         return lambda weights: _ReferenceMaker(weights, options)
     workspace = NativeWorkspace(ThreadPool(num_threads(options.num_threads)))
-    is_half = options.dtype == "float16"
-    packing = PackingOptions(
-        linear=Storage(WeightFormat.F16 if is_half else WeightFormat.F32),
-        half_conv=is_half,
-        exact_conv=options.exact_conv,
-    )
     return lambda weights: _NativeMaker(weights, workspace, packing)
 
 

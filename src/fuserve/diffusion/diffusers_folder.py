@@ -12,6 +12,7 @@ from fuserve.checkpoints.json_file import read_json_object
 from fuserve.checkpoints.safetensors_folder import StoredTensors, refuse_pickled_diffusion
 from fuserve.diffusion.clip_tokenizer import ClipTokenizer
 from fuserve.diffusion.parts import ModelParts, TextPart, UNetPart, VaePart
+from fuserve.diffusion.quantized_layers import quantized_layers
 from fuserve.diffusion.text_encoder_spec import text_encoder_spec
 from fuserve.diffusion.unet_spec import unet_spec
 from fuserve.diffusion.vae_spec import tiny_vae_spec, vae_spec
@@ -106,10 +107,11 @@ def _tensors(path: Path, stem: str) -> StoredTensors:
 
 
 def _read_unet(path: Path) -> UNetPart:
-    weights = CheckpointWeights(_tensors(path, _STEM))
-    return UNetPart(
-        unet_spec(Fields(read_json_object(path / "config.json"), where="unet")), weights
-    )
+    stored, config = _tensors(path, _STEM), read_json_object(path / "config.json")
+    spec = unet_spec(Fields(config, where="unet"))
+    layers = quantized_layers(stored, config.get("quantization_config"))
+    weights = CheckpointWeights(stored, layers=layers)
+    return UNetPart(spec, weights)
 
 
 def _read_vae(path: Path, index: Mapping[str, Any]) -> VaePart | None:

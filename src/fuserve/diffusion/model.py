@@ -17,6 +17,7 @@ from fuserve.diffusion.denoiser import Denoiser, TextStates
 from fuserve.diffusion.diffusers_folder import read_diffusers_folder, read_vae
 from fuserve.diffusion.lora import Branch
 from fuserve.diffusion.lora_file import UNET, Modules, read_lora
+from fuserve.diffusion.memory_plan import DECODE_BYTES, packing_options, plan_memory
 from fuserve.diffusion.network import Network
 from fuserve.diffusion.options import DiffusionOptions, LoraOption
 from fuserve.diffusion.parts import ModelParts
@@ -24,13 +25,17 @@ from fuserve.diffusion.program import Array
 from fuserve.diffusion.prompts import PromptEmbeds, PromptEncoder
 from fuserve.diffusion.single_file import read_single_file
 from fuserve.diffusion.single_file_names import unet_modules
+from fuserve.diffusion.step_cache import StepCache
+from fuserve.diffusion.stepwise import Tap, tapped
 from fuserve.diffusion.text_encoder_program import text_encoder_program
 from fuserve.diffusion.unet_program import prompt_program, unet_programs
 from fuserve.errors import InvalidRequestError
 
 DEFAULT_OPTIONS = DiffusionOptions()
 MAX_TEXT_STATE_BYTES = 256 << 20
-"""Of the keys and values of prompts that are kept: 8 MB each for SD 1.5, 55 MB for SDXL."""
+PLANNED_TEXT_STATE_BYTES = 32 << 20
+"""Of the keys and values of prompts that are kept, without and with a memory budget: 8 MB each for
+SD 1.5, 55 MB for SDXL."""
 
 
 class DiffusionModel:
@@ -41,13 +46,29 @@ class DiffusionModel:
     Args:
         parts: of the checkpoint, checked.
         options: how it is held in memory and run.
+        tap: sees, and may change, what the layers of the denoiser read, which is slower then.
+
+    Raises:
+        CapacityError: it does not fit into ``options.memory_bytes``.
     """
 
-    def __init__(self, parts: ModelParts, options: DiffusionOptions = DEFAULT_OPTIONS) -> None:
+    def __init__(
+        self,
+        parts: ModelParts,
+        options: DiffusionOptions = DEFAULT_OPTIONS,
+        tap: Tap | None = None,
+    ) -> None:
         self._parts = parts
         self._has_loras = False
         self._spec = spec = parts.unet.spec
-        backend = make_backend(options)
+        self.memory_plan = (
+            None
+            if options.memory_bytes is None
+            else plan_memory(parts, options, options.memory_bytes)
+        )
+        """How it fits into ``options.memory_bytes``."""
+        plan = self.memory_plan
+        backend = make_backend(options, packing_options(options) if plan is None else plan.packing)
         count = options.num_cached_programs
         self._prompts = PromptEncoder(
             parts.texts,
@@ -55,8 +76,10 @@ class DiffusionModel:
             penultimate=parts.penultimate,
             pooled=spec.text_time is not None,
         )
-        self._unet = Network(parts.unet.weights, backend, count)
-        self._autoencoder = Autoencoder(parts.vae, backend, count)
+        unet_backend = backend if tap is None else tapped(backend, tap)
+        self._unet = Network(parts.unet.weights, unet_backend, count)
+        decode_bytes = DECODE_BYTES if plan is None else plan.decode_bytes
+        self._autoencoder = Autoencoder(parts.vae, backend, count, decode_bytes)
         self._text_states: OrderedDict[str, TextStates] = OrderedDict()
         self.set_loras(options.loras)
 
@@ -69,16 +92,9 @@ class DiffusionModel:
             CheckpointError: it is damaged, incomplete, or in a form that is refused.
             UnsupportedModelError: a field of its configs is not supported; it is named.
             MissingExtraError: the demo model or torch is asked for and not installed.
+            CapacityError: it does not fit into ``options.memory_bytes``.
         """
-        path = find_diffusion_model(model)
-        if path.is_file():
-            parts = read_single_file(path, _tokenizer_for(path, options))
-        else:
-            parts = read_diffusers_folder(path)
-        if options.vae is not None:
-            parts = parts.with_vae(read_vae(options.vae))
-        parts.check()
-        return cls(parts, options)
+        return cls(read_parts(model, options), options)
 
     def set_loras(self, loras: Sequence[LoraOption]) -> None:
         """Run with these LoRAs from now on, instead of those there are; none takes all away.
@@ -159,6 +175,11 @@ class DiffusionModel:
         return self._spec.guidance_channels is not None
 
     @property
+    def num_cache_branches(self) -> int:
+        """Skip connections at which step caching can take over: ``cache_branch`` is below this."""
+        return self._spec.num_skips
+
+    @property
     def prompt_queries(self) -> int:
         """Prompts that were to be encoded so far."""
         return self._prompts.num_queries
@@ -199,14 +220,17 @@ class DiffusionModel:
         width: int,
         *,
         guidance_scale: float = 1.0,
+        step_cache: StepCache | None = None,
     ) -> Denoiser:
         """Bind prompts, timesteps and a size in pixels: what depends on these is computed now.
 
-        ``guidance_scale`` is for networks that are told it (``embeds_guidance``).
+        ``guidance_scale`` is for networks that are told it (``embeds_guidance``). The denoiser of a
+        ``step_cache`` remembers its last full step: it is for one run.
 
         Raises:
             InvalidRequestError: the size is no multiple of ``size_multiple``, or there are not as
                 many negative prompts as positive ones.
+            CapacityError: pictures of this size do not fit into ``options.memory_bytes``.
         """
         multiple = self.size_multiple
         for name, side in (("height", height), ("width", width)):
@@ -219,11 +243,13 @@ class DiffusionModel:
             raise InvalidRequestError(
                 f"There are {len(negative)} negative prompts for {len(positive)} prompts."
             )
+        factor = self.scale_factor
+        if self.memory_plan is not None:
+            self.memory_plan.check_size(height // factor, width // factor)
         added = None
         if self._spec.text_time is not None:
             added = added_conditions(self._spec.text_time, positive, negative, height, width)
         times = time_vectors(self._spec, self._unet, timesteps, added, guidance_scale)
-        factor = self.scale_factor
         return Denoiser(
             self._spec,
             self._unet,
@@ -232,6 +258,7 @@ class DiffusionModel:
             times,
             height // factor,
             width // factor,
+            step_cache,
         )
 
     def decode(self, latents: Array) -> Array:
@@ -267,10 +294,24 @@ class DiffusionModel:
             self._text_states[key] = found
             states.append(found)
         each = sum(array.nbytes for array in states[0].values())
-        kept = max(2, MAX_TEXT_STATE_BYTES // max(each, 1))
+        most = MAX_TEXT_STATE_BYTES if self.memory_plan is None else PLANNED_TEXT_STATE_BYTES
+        kept = max(2, most // max(each, 1))
         while len(self._text_states) > kept:
             del self._text_states[next(key for key in self._text_states if key not in _ALWAYS_KEPT)]
         return states
+
+
+def read_parts(model: str | Path, options: DiffusionOptions) -> ModelParts:
+    """A model's parts, opened and checked; no weight is read yet. See ``DiffusionModel.load``."""
+    path = find_diffusion_model(model)
+    if path.is_file():
+        parts = read_single_file(path, _tokenizer_for(path, options))
+    else:
+        parts = read_diffusers_folder(path)
+    if options.vae is not None:
+        parts = parts.with_vae(read_vae(options.vae))
+    parts.check()
+    return parts
 
 
 def _tokenizer_for(file: Path, options: DiffusionOptions) -> Path:

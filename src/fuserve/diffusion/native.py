@@ -8,12 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fuserve._native import ImageExecutor, ImageProgram, ThreadPool
-from fuserve.diffusion.arena import Lifetime, plan_arena
+from fuserve.diffusion.arena import place_values
 from fuserve.diffusion.packed_weights import PackedWeights
 from fuserve.diffusion.program import (
     Array,
     Attention,
+    ChannelSums,
     Conv,
+    ImageSums,
     Linear,
     Normalize,
     Op,
@@ -73,7 +75,7 @@ class NativeProgram:
         self._program, self._workspace = program, workspace
         self._native = ImageProgram()
         self._weights = weights
-        offsets = value_offsets(program)
+        offsets = place_values(program)
         for value in program.values:
             self._native.add_value(*value.shape, offsets.get(value, BOUND))
         for op in program.ops:
@@ -117,6 +119,10 @@ class NativeProgram:
             if value.index not in arrays:
                 arrays[value.index] = np.empty(value.shape, np.float32)
             outputs[name] = arrays[value.index].reshape(value.shape)
+        for view, rows in self._program.views.items():
+            if rows.value.index in arrays:
+                whole = arrays[rows.value.index].reshape(rows.value.shape)
+                arrays[view.index] = whole[:, rows.first : rows.first + view.height]
         self._workspace.executor.run(self._native, self._workspace.pool, arrays, op_seconds)
         return outputs
 
@@ -136,6 +142,8 @@ class NativeProgram:
         elif isinstance(op, Attention):
             parts = (_slice(part) for part in (op.query, op.key, op.value))
             self._native.add_attention(op.out.index, *parts, op.heads, op.head_dim, op.causal)
+        elif isinstance(op, ChannelSums):
+            self._native.add_channel_sums(op.out.index, op.source.index, _index(op.pivots))
         else:
             self._add_normalize(op)
 
@@ -150,32 +158,17 @@ class NativeProgram:
             (NO_VALUE, 0) if op.channel_add is None else _slice(op.channel_add),
             _index(op.residual),
             int(CONV_ACTIVATIONS[op.activation]),
+            *_sums(op.sums),
         )
 
     def _add_normalize(self, op: Normalize) -> None:
         if isinstance(op.norm, GroupNormSpec):
             sources = [source.index for source in op.sources]
-            self._native.add_group_norm(op.out.index, sources, self._weights.group_norm(op.norm))
+            norm = self._weights.group_norm(op.norm)
+            self._native.add_group_norm(op.out.index, sources, norm, *_sums(op.sums))
         else:
-            norm = self._weights.layer_norm(op.norm)
-            self._native.add_layer_norm(op.out.index, op.sources[0].index, norm)
-
-
-def value_offsets(program: Program) -> dict[Value, int]:
-    """Where values lie in the arena, in floats; inputs and outputs lie elsewhere."""
-    bound = {*program.inputs.values(), *program.outputs.values()}
-    first, last = {}, {}
-    for index, op in enumerate(program.ops):
-        first[op.out] = last[op.out] = index
-        for value in op.reads():
-            last[value] = index
-    values = [value for value in first if value not in bound]
-    lifetimes = [
-        Lifetime(value.batch * value.tokens * value.channels, first[value], last[value])
-        for value in values
-    ]
-    offsets, _ = plan_arena(lifetimes)
-    return dict(zip(values, offsets, strict=True))
+            layer = self._weights.layer_norm(op.norm)
+            self._native.add_layer_norm(op.out.index, op.sources[0].index, layer)
 
 
 def _index(value: Value | None) -> int:
@@ -184,3 +177,7 @@ def _index(value: Value | None) -> int:
 
 def _slice(part: Slice) -> tuple[int, int]:
     return (part.value.index, part.first)
+
+
+def _sums(sums: ImageSums | None) -> tuple[list[int], int]:
+    return ([], 0) if sums is None else ([value.index for value in sums.values], sums.pixels)

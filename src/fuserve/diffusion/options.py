@@ -25,6 +25,9 @@ class DiffusionOptions:
         executor: "reference" runs in torch.
         device: of the reference executor.
         dtype: of the weights in memory; arithmetic is float32. "auto" is float32.
+        memory_bytes: what the model may take, with its process: chooses among Winograd and direct
+            convolutions, float32 and (with dtype "auto") float16 weights, and decoding in bands,
+            for pictures of the model's own size. None: the fastest, whatever it takes.
         exact_conv: convolve directly, without Winograd's transforms.
         vae: a folder or hub id with another autoencoder, such as "madebyollin/taesd".
         tokenizer: a folder or hub id with CLIP's tokenizer, for single-file checkpoints; None takes
@@ -40,6 +43,7 @@ class DiffusionOptions:
     executor: Literal["native", "reference"] = "native"
     device: str = "cpu"
     dtype: Literal["auto", "float32", "float16"] = "auto"
+    memory_bytes: int | None = None
     exact_conv: bool = False
     vae: str | Path | None = None
     tokenizer: str | Path | None = None
@@ -54,5 +58,7 @@ class DiffusionOptions:
             raise InvalidRequestError(
                 f"dtype={self.dtype!r} is not 'auto', 'float32' or 'float16'."
             )
+        if self.memory_bytes is not None and self.executor != "native":
+            raise InvalidRequestError("memory_bytes is for the native executor.")
         if self.num_cached_programs < 1:
             raise InvalidRequestError("num_cached_programs must be at least 1.")

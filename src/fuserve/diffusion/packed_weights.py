@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from fuserve._native import ConvShape, GroupNorm, Norm, PackedConv, PackedLinear, ThreadPool
 from fuserve.diffusion import program as ops
+from fuserve.diffusion.conv_method import usual_method
 from fuserve.kernels.conv import ConvMethod, conv_shape, pack_conv, packed_conv
 from fuserve.kernels.linear import Storage, WeightFormat, pack_floats, packed_linear
 
@@ -17,13 +18,6 @@ FLOAT32 = Storage(WeightFormat.F32)
 
 TILE_ROWS = 16
 """Rows of a packed tile (``csrc/linear/format.h``)."""
-
-WINOGRAD4_MOST_BYTES = 12 << 20
-WINOGRAD2_MOST_BYTES = 48 << 20
-"""Unpacked fp32 bytes up to which a 3x3 convolution is worth F(4x4), whose weights are four times
-as large, or F(2x2), 1.8 times. Few channels go with large images in all these networks: where most
-of the arithmetic is, the weights are small. So a layer has one method, whatever the image's size,
-and images do not depend on which sizes came before."""
 
 Packed = npt.NDArray[np.uint8]
 
@@ -36,11 +30,25 @@ class PackingOptions:
         linear: the format of linear layers.
         half_conv: keep convolutions as float16.
         exact_conv: compute every convolution directly, without Winograd's transforms.
+        methods: of convolutions by their weights, where it is not the ``usual_method``.
     """
 
     linear: Storage = FLOAT32
     half_conv: bool = False
     exact_conv: bool = False
+    methods: Mapping[tuple[str, ...], ConvMethod] = field(default_factory=dict)
+
+    def storage(self, op: ops.Linear) -> Storage:
+        """The format of a linear's weights."""
+        return FLOAT32 if op.precise else self.linear
+
+    def method(self, op: ops.Conv) -> ConvMethod:
+        """How a convolution is computed."""
+        if self.exact_conv:
+            return ConvMethod.DIRECT
+        if op.weight in self.methods:
+            return self.methods[op.weight]
+        return usual_method(op, half=self.half_conv)
 
 
 class PackedWeights:
@@ -61,7 +69,7 @@ class PackedWeights:
         self._weights, self._pool, self._options = weights, pool, options
         self._vectors: dict[str, ops.Array] = {}
         self._linears: dict[tuple[object, ...], PackedLinear] = {}
-        self._convs: dict[tuple[object, ...], PackedConv] = {}
+        self._convs: dict[tuple[object, ...], tuple[Packed, ops.Array | None]] = {}
         self.packed_bytes = 0
         """What all packed weights take so far."""
 
@@ -85,14 +93,15 @@ class PackedWeights:
         key = (op.weight, group)
         if key in self._linears:
             return self._linears[key]
-        shape = self._options.linear.shape(total, cols, group)
+        storage = self._options.storage(op)
+        shape = storage.shape(total, cols, group)
         packed = self._memory(shape.packed_bytes)
         if len(parts) == 1:
             pack_floats(shape, self._matrix(op.weight[0], cols), packed, self._pool)
         elif group == parts[0] or all(part % TILE_ROWS == 0 for part in parts):
             first = 0
             for name, part in zip(op.weight, parts, strict=True):
-                own = self._options.linear.shape(part, cols)
+                own = storage.shape(part, cols)
                 slot = packed[first : first + own.packed_bytes]
                 pack_floats(own, self._matrix(name, cols), slot, self._pool)
                 self._weights.release(name)
@@ -119,29 +128,24 @@ class PackedWeights:
             stride=op.stride,
             padding=op.padding,
             upsample=op.upsample,
-            method=self._method(op),
+            method=self._options.method(op),
             half=self._options.half_conv,
         )
-        key = (op.weight, first, op.stride, op.padding, op.upsample, self._method(op))
+        key = (op.weight, first, op.stride, op.upsample)
         if key not in self._convs:
             self._convs[key] = self._pack_conv(op, shape)
-        return self._convs[key]
+        packed, bias = self._convs[key]
+        return packed_conv(shape, packed, bias)  # padding does not change how they are packed
 
     def forget(self, names: Collection[str]) -> None:
         """Let go of what was packed of these tensors; programs that use it keep it alive."""
-        for packed in (self._linears, self._convs):
-            for key in [key for key in packed if not set(names).isdisjoint(_names(key))]:
-                del packed[key]
+        gone = set(names)
+        for key in [key for key in self._linears if not gone.isdisjoint(_names(key))]:
+            del self._linears[key]
+        for key in [key for key in self._convs if not gone.isdisjoint(_names(key))]:
+            del self._convs[key]
 
-    def _method(self, op: ops.Conv) -> ConvMethod:
-        if self._options.exact_conv or op.size != 3 or op.stride != 1 or op.upsample:
-            return ConvMethod.DIRECT
-        num_bytes = 36 * op.out.channels * sum(source.channels for source in op.sources)
-        if num_bytes <= WINOGRAD4_MOST_BYTES and not self._options.half_conv:
-            return ConvMethod.WINOGRAD4
-        return ConvMethod.WINOGRAD2 if num_bytes <= WINOGRAD2_MOST_BYTES else ConvMethod.DIRECT
-
-    def _pack_conv(self, op: ops.Conv, shape: ConvShape) -> PackedConv:
+    def _pack_conv(self, op: ops.Conv, shape: ConvShape) -> tuple[Packed, ops.Array | None]:
         packed = self._memory(shape.packed_bytes)
         size = (-1, shape.in_channels, op.size, op.size)
         parts = [self._weights.float32(name).reshape(size) for name in op.weight]
@@ -149,7 +153,7 @@ class PackedWeights:
         pack_conv(shape, np.ascontiguousarray(stacked), packed, self._pool)
         for name in op.weight:
             self._weights.release(name)
-        return packed_conv(shape, packed, self._bias(op.bias) if op.bias else None)
+        return packed, self._bias(op.bias) if op.bias else None
 
     def _matrix(self, name: str, cols: int) -> ops.Array:
         return np.ascontiguousarray(self._weights.float32(name).reshape(-1, cols))

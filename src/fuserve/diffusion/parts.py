@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fuserve.diffusion.clip_tokenizer import ClipTokenizer
+from fuserve.diffusion.quantized_layers import check_layers
 from fuserve.diffusion.text_encoder_program import text_encoder_program
 from fuserve.diffusion.text_encoder_spec import TextEncoderSpec
 from fuserve.diffusion.unet_program import unet_programs
@@ -103,6 +104,7 @@ class ModelParts:
                     "supported; use the base model."
                 )
         check_weights(unet_programs(unet), self.unet.weights, self.unet.weights.path)
+        check_layers(unet_programs(unet), self.unet.weights)
         if self.vae is not None:
             check_weights(
                 (decoder_program(self.vae.spec, 1, 1, 1),), self.vae.weights, self.vae.weights.path

@@ -2,7 +2,8 @@
 
 A builder (``unet_program.py``, ``vae_program.py``, ...) turns a spec and a size into a ``Program``;
 an executor runs all of it in one call. UNet, VAE, TAESD, text encoders and the small networks
-that run once per prompt or schedule are all programs of these four operations.
+that run once per prompt or schedule are all programs of four operations; a fifth serves programs
+that make an image in bands (``banding.py``).
 
 - **Values** are fp32 ``[batch, height, width, channels]``. Tokens are the same memory as their
   image, ``[batch, height * width, channels]``; text has height 1, a vector height and width 1.
@@ -10,8 +11,10 @@ that run once per prompt or schedule are all programs of these four operations.
   multiple of ``b``) stands for ``B / b`` consecutive rows each: row ``r`` reads row
   ``r // (B / b)``. So the part of a guided pair that does not depend on the prompt is computed
   once. It holds for every value an operation reads.
-- **Single assignment**: each value is an input or the output of exactly one earlier operation, and
-  no operation writes over what it reads; an executor plans the memory.
+- **Single assignment**: each value is an input or the output of exactly one earlier operation; an
+  executor plans the memory. It may put a result over a residual that nothing reads later.
+- **Views**: a value may be rows of another, which has a batch of 1. Whoever writes one writes the
+  other; a value may be read when all of its rows have been written, each of them once.
 - **Weights** are tensors named as in the checkpoint: ``[out, in]`` for a linear, ``[out, in, size,
   size]`` for a convolution; where size is 1 both have either form. Several names are stacked by
   rows; then there are as many biases or none.
@@ -22,7 +25,7 @@ that run once per prompt or schedule are all programs of these four operations.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -66,6 +69,27 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of ``value`` from ``first`` on."""
+
+    value: Value
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSums:
+    """Of a whole image, for the group norm of an operation whose sources are some rows of it.
+
+    Attributes:
+        values: what ``ChannelSums`` has made of each whole source.
+        pixels: of the whole image.
+    """
+
+    values: tuple[Value, ...]
+    pixels: int
+
+
+@dataclass(frozen=True, slots=True)
 class GroupNorm:
     """Over the pixels and the channels of a group of all (concatenated) sources of an operation."""
 
@@ -96,6 +120,7 @@ class Conv:
         norm: applied to the (concatenated) sources first.
         channel_add: added to all pixels of a row: channels ``first`` to ``first + out.channels`` of
             a value of height and width 1, a time embedding.
+        sums: what ``norm`` goes by; None: the sources' own.
     """
 
     name: str
@@ -111,16 +136,22 @@ class Conv:
     channel_add: Slice | None = None
     residual: Value | None = None
     activation: Activation = "none"
+    sums: ImageSums | None = None
 
     def reads(self) -> tuple[Value, ...]:
         """All values that it reads."""
         added = () if self.channel_add is None else (self.channel_add.value,)
-        return (*self.sources, *added, *(() if self.residual is None else (self.residual,)))
+        residual = () if self.residual is None else (self.residual,)
+        return (*self.sources, *added, *residual, *_values(self.sums))
 
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A matrix product over tokens; ``norm`` is applied to them first."""
+    """A matrix product over tokens; ``norm`` is applied to them first.
+
+    Attributes:
+        precise: its weights are kept as float32 whatever others are: few, and much depends on them.
+    """
 
     name: str
     out: Value
@@ -130,6 +161,7 @@ class Linear:
     norm: LayerNorm | None = None
     activation: Activation = "none"
     residual: Value | None = None
+    precise: bool = False
 
     def reads(self) -> tuple[Value, ...]:
         """All values that it reads."""
@@ -165,13 +197,41 @@ class Normalize:
     out: Value
     sources: tuple[Value, ...]
     norm: GroupNorm | LayerNorm
+    sums: ImageSums | None = None
 
     def reads(self) -> tuple[Value, ...]:
         """All values that it reads."""
-        return self.sources
+        return (*self.sources, *_values(self.sums))
 
 
-Op = Conv | Linear | Attention | Normalize
+SUMMED_PIXELS = 64
+"""Pixels whose sums are formed together (``kNormPixels`` of ``csrc/image/program.h``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelSums:
+    """What a group norm needs to know of an image, or of the next rows of one.
+
+    Of each channel the sum and the sum of squares, over ``SUMMED_PIXELS`` pixels at a time, of the
+    differences from a pivot, the image's first pixel: ``[batch, chunks, 1, 2 * channels]``. Where
+    the image begins a row with the pivots goes before. Rows that follow must begin at a multiple
+    of ``SUMMED_PIXELS`` pixels.
+
+    Attributes:
+        pivots: that first row; None: the image begins here.
+    """
+
+    name: str
+    out: Value
+    source: Value
+    pivots: Value | None = None
+
+    def reads(self) -> tuple[Value, ...]:
+        """All values that it reads."""
+        return (self.source, *(() if self.pivots is None else (self.pivots,)))
+
+
+Op = Conv | Linear | Attention | Normalize | ChannelSums
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +242,7 @@ class Program:
     inputs: Mapping[str, Value]
     outputs: Mapping[str, Value]
     ops: tuple[Op, ...]
+    views: Mapping[Value, Rows] = field(default_factory=dict)
 
     def weight_shapes(self) -> Iterator[tuple[Op, tuple[str, ...], tuple[int, ...]]]:
         """For each use of weights: the operation, the names, and the shape of their stack.
@@ -189,7 +250,7 @@ class Program:
         The shape of a convolution's weight is ``[out, in, size, size]``, also with size 1.
         """
         for op in self.ops:
-            if isinstance(op, Attention):
+            if isinstance(op, Attention | ChannelSums):
                 continue
             channels = sum(source.channels for source in _sources(op))
             if op.norm is not None:
@@ -212,23 +273,34 @@ class Program:
         for index, value in enumerate(self.values):
             if value.index != index or min(value.shape) < 1:
                 raise ValueError(f"value {index} is {value}")
-        ready = set(self.inputs.values())
-        if len(ready) != len(self.inputs):
+        if len(set(self.inputs.values())) != len(self.inputs):
             raise ValueError("two inputs are one value")
+        for view, rows in self.views.items():
+            whole = rows.value
+            if not (
+                whole.batch == view.batch == 1
+                and (whole.width, whole.channels) == (view.width, view.channels)
+                and 0 <= rows.first <= whole.height - view.height
+                and whole not in self.views
+            ):
+                raise ValueError(f"{view} is no view of rows {rows.first} on of {whole}")
+        written = _Written(self.views)
+        for value in self.inputs.values():
+            written.add(value)
         for op in self.ops:
             for value in op.reads():
-                _check(op, value in ready, f"reads {value}, which nothing has written")
+                _check(op, written.all_of(value), f"reads {value}, which nothing has written")
                 _check(
                     op,
                     op.out.batch % value.batch == 0,
                     f"reads a batch of {value.batch} for one of {op.out.batch}",
                 )
-            _check(op, op.out not in ready, "writes a value for the second time")
+            _check(op, not written.any_of(op.out), "writes a value for the second time")
             _check(op, self.values[op.out.index] == op.out, "writes a value of another program")
             _check_op(op)
-            ready.add(op.out)
+            written.add(op.out)
         for name, value in self.outputs.items():
-            if value not in ready:
+            if not written.all_of(value):
                 raise ValueError(f"nothing writes the output {name!r}")
 
 
@@ -268,6 +340,33 @@ class Executor(Protocol):
         ...
 
 
+class _Written:
+    """The rows of each value that have been written."""
+
+    def __init__(self, views: Mapping[Value, Rows]) -> None:
+        self._views = views
+        self._rows: dict[Value, npt.NDArray[np.bool_]] = {}
+
+    def add(self, value: Value) -> None:
+        self._of(value)[:] = True
+
+    def any_of(self, value: Value) -> bool:
+        return bool(self._of(value).any())
+
+    def all_of(self, value: Value) -> bool:
+        return bool(self._of(value).all())
+
+    def _of(self, value: Value) -> npt.NDArray[np.bool_]:
+        rows = self._views.get(value) or Rows(value, 0)
+        if rows.value not in self._rows:
+            self._rows[rows.value] = np.zeros(rows.value.height, np.bool_)
+        return self._rows[rows.value][rows.first : rows.first + value.height]
+
+
+def _values(sums: ImageSums | None) -> tuple[Value, ...]:
+    return () if sums is None else sums.values
+
+
 def _sources(op: Conv | Linear | Normalize) -> tuple[Value, ...]:
     return (op.source,) if isinstance(op, Linear) else op.sources
 
@@ -287,12 +386,33 @@ def _check_op(op: Op) -> None:
             _check_attention(op)
         case Normalize():
             _check_normalize(op)
+        case ChannelSums():
+            _check_channel_sums(op)
 
 
 def _check_norm(op: Op, norm: GroupNorm | LayerNorm | None, sources: tuple[Value, ...]) -> None:
     channels = sum(source.channels for source in sources)
     if isinstance(norm, GroupNorm):
         _check(op, channels % norm.groups == 0, f"has {channels} channels in {norm.groups} groups")
+
+
+def _check_sums(op: Conv | Normalize) -> None:
+    if op.sums is None:
+        return
+    _check(op, isinstance(op.norm, GroupNorm), "has sums, but no group norm")
+    rows = 1 + -(-op.sums.pixels // SUMMED_PIXELS)
+    shapes = [(value.height, value.width, value.channels) for value in op.sums.values]
+    wanted = [(rows, 1, 2 * source.channels) for source in op.sources]
+    _check(op, shapes == wanted, f"has sums {shapes}, not {wanted}")
+
+
+def _check_channel_sums(op: ChannelSums) -> None:
+    rows = -(-op.source.tokens // SUMMED_PIXELS) + (op.pivots is None)
+    wanted = (op.source.batch, rows, 1, 2 * op.source.channels)
+    _check(op, op.out.shape == wanted, f"makes {wanted}, not {op.out}")
+    if op.pivots is not None:
+        fits = (op.pivots.tokens, op.pivots.channels) == (1, op.out.channels)
+        _check(op, fits, f"has {op.pivots} for pivots")
 
 
 def _check_stack(op: Conv | Linear) -> None:
@@ -315,6 +435,7 @@ def _check_conv(op: Conv) -> None:
         same = (source.height, source.width) == (first.height, first.width)
         _check(op, same, "has sources of two sizes")
     _check_norm(op, op.norm, op.sources)
+    _check_sums(op)
     top, left, bottom, right = op.padding
     scale = 2 if op.upsample else 1
     height = (first.height * scale + top + bottom - op.size) // op.stride + 1
@@ -356,6 +477,7 @@ def _check_normalize(op: Normalize) -> None:
     count = len(op.sources)
     _check(op, count == 1 or (count == 2 and isinstance(op.norm, GroupNorm)), "has bad sources")
     _check_norm(op, op.norm, op.sources)
+    _check_sums(op)
     channels = sum(source.channels for source in op.sources)
     same = all(source.tokens == op.out.tokens for source in op.sources)
     _check(op, same and channels == op.out.channels, f"makes {op.out} of {op.sources}")

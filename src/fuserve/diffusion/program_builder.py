@@ -97,12 +97,14 @@ class ProgramBuilder:
         norm: LayerNorm | None = None,
         activation: Activation = "none",
         residual: Value | None = None,
+        precise: bool = False,
     ) -> Value:
         """A linear layer of ``channels`` features after the activation."""
         batch = max(source.batch, 1 if residual is None else residual.batch)
         out = self._value(batch, source.height, source.width, channels)
         name, weights, biases = _stacked(path, bias)
-        return self._append(Linear(name, out, source, weights, biases, norm, activation, residual))
+        op = Linear(name, out, source, weights, biases, norm, activation, residual, precise)
+        return self._append(op)
 
     def attention(
         self,

@@ -35,3 +35,14 @@ class QuantizedWeight:
     group_size: int = 0
     input_scale: float | None = None
     multiplier: npt.NDArray[np.float32] | None = None
+
+    def float32(self) -> npt.NDArray[np.float32]:
+        """The weights that the codes stand for, for inputs as they are; in the shape of values."""
+        rows = len(self.values)
+        flat = self.values.reshape(rows, -1).astype(np.float32)  # [out, in * size * size]
+        columns = self.group_size or flat.shape[1]
+        flat *= np.repeat(self.scales, columns, axis=1)[:, : flat.shape[1]]
+        values = flat.reshape(self.values.shape)
+        if self.multiplier is not None:
+            values *= self.multiplier.reshape(-1, *(1,) * (values.ndim - 2))
+        return values

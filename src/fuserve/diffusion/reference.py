@@ -6,19 +6,24 @@ It is the oracle of the parity tests, and the way to devices that the native cor
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from fuserve.diffusion.program import (
+    SUMMED_PIXELS,
     Array,
     Attention,
+    ChannelSums,
     Conv,
     GroupNorm,
+    ImageSums,
     LayerNorm,
     Linear,
     Normalize,
     Op,
     Program,
+    Rows,
     Slice,
     Value,
     Weights,
@@ -74,26 +79,34 @@ class ReferenceExecutor:
     @torch.inference_mode()
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs by name, of their values' shapes, from one array for each input."""
-        values: dict[Value, Tensor] = {}
-        for name, value in self.program.inputs.items():
-            values[value] = self._tensor(inputs[name]).view(value.shape)
-        last_use = {value: op for op in self.program.ops for value in op.reads()}
-        kept = set(self.program.outputs.values())
-        for op in self.program.ops:
-            result = self._run(op, values)
-            values[op.out] = result.reshape(op.out.shape)
-            for value in set(op.reads()):
-                if last_use[value] is op and value not in kept:
+        program = self.program
+        values: dict[Value, Tensor] = {}  # those that are no views
+
+        def memory(value: Value) -> Tensor:
+            rows = program.views.get(value) or Rows(value, 0)
+            if rows.value not in values:
+                values[rows.value] = torch.empty(
+                    rows.value.shape, dtype=self._dtype, device=self._device
+                )
+            return values[rows.value][:, rows.first : rows.first + value.height]
+
+        for name, value in program.inputs.items():
+            memory(value).copy_(self._tensor(inputs[name]).view(value.shape))
+        last_use = {_whole(program, value): op for op in program.ops for value in op.reads()}
+        kept = {_whole(program, value) for value in program.outputs.values()}
+        for op in program.ops:
+            memory(op.out).copy_(self._run(op, memory).reshape(op.out.shape))
+            for value in {_whole(program, value) for value in op.reads()} - kept:
+                if last_use[value] is op:
                     del values[value]
         return {
-            name: values[value].float().cpu().numpy()
-            for name, value in self.program.outputs.items()
+            name: memory(value).float().cpu().numpy() for name, value in program.outputs.items()
         }
 
-    def _run(self, op: Op, values: Mapping[Value, Tensor]) -> Tensor:
+    def _run(self, op: Op, memory: Callable[[Value], Tensor]) -> Tensor:
         def read(value: Value) -> Tensor:
             """One row for each row of the output."""
-            return values[value].repeat_interleave(op.out.batch // value.batch, dim=0)
+            return memory(value).repeat_interleave(op.out.batch // value.batch, dim=0)
 
         match op:
             case Conv():
@@ -107,11 +120,15 @@ class ReferenceExecutor:
             case Attention():
                 return self._attention(op, read)
             case Normalize():
-                return self._normalized(op.norm, torch.cat([read(v) for v in op.sources], dim=-1))
+                x = torch.cat([read(source) for source in op.sources], dim=-1)
+                return self._normalized(op.norm, x, _moments(op.sums, read))
+            case ChannelSums():
+                return _channel_sums(op, read)
 
     def _conv(self, op: Conv, read: Callable[[Value], Tensor]) -> Tensor:
         x = torch.cat([read(source) for source in op.sources], dim=-1)
-        x = self._normalized(op.norm, x).permute(0, 3, 1, 2)  # [B, C, H, W]
+        x = self._normalized(op.norm, x, _moments(op.sums, read))
+        x = x.permute(0, 3, 1, 2)  # [B, C, H, W]
         if op.upsample:
             x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
         top, left, bottom, right = op.padding
@@ -138,15 +155,21 @@ class ReferenceExecutor:
         context = torch.softmax(scores, dim=-1) @ heads(op.value)
         return context.transpose(1, 2).flatten(2)  # [B, tokens, heads * head_dim]
 
-    def _normalized(self, norm: GroupNorm | LayerNorm | None, x: Tensor) -> Tensor:
-        """Of ``x``  # [B, H, W, C]."""
+    def _normalized(
+        self, norm: GroupNorm | LayerNorm | None, x: Tensor, moments: Moments | None = None
+    ) -> Tensor:
+        """Of ``x``  # [B, H, W, C]; a group norm by its channels' moments, or by its own."""
         if norm is None:
             return x
         weight, bias = self._stack((norm.weight,)), self._stack((norm.bias,))
         if isinstance(norm, LayerNorm):
             return functional.layer_norm(x, x.shape[-1:], weight, bias, norm.eps)
-        x = functional.group_norm(x.movedim(-1, 1), norm.groups, weight, bias, norm.eps)
-        x = x.movedim(1, -1)
+        if moments is None:
+            x = functional.group_norm(x.movedim(-1, 1), norm.groups, weight, bias, norm.eps)
+            x = x.movedim(1, -1)
+        else:
+            x = (x - moments.mean(norm.groups)) / (moments.variance(norm.groups) + norm.eps).sqrt()
+            x = x * weight + bias
         return functional.silu(x) if norm.silu else x
 
     def _stack(self, names: tuple[str, ...]) -> Tensor:
@@ -160,6 +183,57 @@ class ReferenceExecutor:
         if not (array.flags.writeable and array.flags.c_contiguous):
             array = np.array(array)  # torch wants memory that it may write
         return torch.from_numpy(array).to(device=self._device, dtype=self._dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Means of the channels of an image and of their squares  # [B, 1, 1, C] each."""
+
+    first: Tensor
+    second: Tensor
+
+    def mean(self, groups: int) -> Tensor:
+        """Of each channel's group  # [B, 1, 1, C]."""
+        return _group_means(self.first, groups)
+
+    def variance(self, groups: int) -> Tensor:
+        """Of each channel's group  # [B, 1, 1, C]."""
+        return _group_means(self.second, groups) - self.mean(groups) ** 2
+
+
+def _group_means(x: Tensor, groups: int) -> Tensor:
+    size = x.shape[-1] // groups
+    means = x.view(*x.shape[:-1], groups, size).mean(-1)
+    return means.repeat_interleave(size, dim=-1)
+
+
+def _moments(sums: ImageSums | None, read: Callable[[Value], Tensor]) -> Moments | None:
+    if sums is None:
+        return None
+    firsts, seconds = [], []
+    for value in sums.values:
+        rows = read(value)  # [B, 1 + chunks, 1, 2 C]
+        pivot = rows[:, :1].chunk(2, dim=-1)[0]
+        first, second = (rows[:, 1:].sum(1, keepdim=True) / sums.pixels).chunk(2, dim=-1)
+        firsts.append(first + pivot)
+        seconds.append(second + 2 * pivot * first + pivot**2)
+    return Moments(torch.cat(firsts, dim=-1), torch.cat(seconds, dim=-1))
+
+
+def _channel_sums(op: ChannelSums, read: Callable[[Value], Tensor]) -> Tensor:
+    x = read(op.source).flatten(1, 2)  # [B, pixels, C]
+    begins = op.pivots is None
+    pivots = x[:, :1] if op.pivots is None else read(op.pivots)[:, 0, :, : x.shape[-1]]
+    x = functional.pad(x - pivots, (0, 0, 0, -x.shape[1] % SUMMED_PIXELS))
+    x = x.view(len(x), -1, SUMMED_PIXELS, x.shape[-1])  # [B, chunks, 64, C]
+    sums = torch.cat([x.sum(2), (x**2).sum(2)], dim=-1)
+    first = [torch.cat([pivots, torch.zeros_like(pivots)], dim=-1)] if begins else []
+    return torch.cat([*first, sums], dim=1)
+
+
+def _whole(program: Program, value: Value) -> Value:
+    rows = program.views.get(value)
+    return value if rows is None else rows.value
 
 
 def _channels(x: Tensor, part: Slice, count: int) -> Tensor:

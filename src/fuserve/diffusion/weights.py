@@ -12,10 +12,12 @@ import numpy.typing as npt
 
 from fuserve.checkpoints import to_float32
 from fuserve.checkpoints.layout import missing_tensor
+from fuserve.checkpoints.quantized.stored_layer import StoredLayer
 from fuserve.checkpoints.safetensors_folder import StoredTensors
 from fuserve.diffusion.program import Array, Program, Weights
 from fuserve.diffusion.quantized_weight import QuantizedWeight
 from fuserve.errors import CheckpointError
+from fuserve.quantization import QuantizedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +41,44 @@ class CheckpointWeights:
     Args:
         stored: the opened files.
         names: where each tensor lies whose name is not the stored one.
+        layers: what is stored quantized, by the names of the weights.
     """
 
     def __init__(
-        self, stored: StoredTensors, names: Mapping[str, StoredName] | None = None
+        self,
+        stored: StoredTensors,
+        names: Mapping[str, StoredName] | None = None,
+        layers: Mapping[str, StoredLayer] | None = None,
     ) -> None:
-        self._stored = stored
+        self.stored = stored
         self._names = names or {}
+        self._layers = layers or {}
 
     @property
     def path(self) -> Path:
         """Where the tensors are, for messages."""
-        return self._stored.path
+        return self.stored.path
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and self._place(name).name in self._stored
+        if not isinstance(name, str):
+            return False
+        return name in self._layers or self._place(name).name in self.stored
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether any tensor is quantized."""
+        return bool(self._layers)
+
+    def layer(self, name: str) -> StoredLayer | None:
+        """How a quantized tensor is stored."""
+        return self._layers.get(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The tensor's shape."""
-        place = self._place(name)
-        shape = self._stored.shape(place.name)
+        layer, place = self._layers.get(name), self._place(name)
+        if layer is not None and place.name not in self.stored:
+            return layer.shape
+        shape = self.stored.shape(place.name)
         if place.transposed:
             shape = shape[::-1]
         if place.part is not None:
@@ -67,8 +87,11 @@ class CheckpointWeights:
 
     def float32(self, name: str) -> Array:
         """The tensor's values; F32 stays a view of the file where it can."""
+        quantized = self.quantized(name)
+        if quantized is not None:
+            return quantized.float32()
         place = self._place(name)
-        values = to_float32(self._stored.tensor(place.name))
+        values = to_float32(self.stored.tensor(place.name))
         if place.transposed:
             values = np.ascontiguousarray(values.T)
         if place.part is not None:
@@ -78,12 +101,13 @@ class CheckpointWeights:
         return values
 
     def quantized(self, name: str) -> QuantizedWeight | None:
-        """None: every tensor is a float one."""
-        return None
+        """The tensor as integers, if it is stored as such."""
+        layer = self._layers.get(name)
+        return None if layer is None else _as_stored(layer.piece(None, None), self.shape(name))
 
     def rows(self, name: str, indices: npt.NDArray[np.int64]) -> Array:
         """Some rows of a matrix that is stored as it is wanted; only they are read.  # [n, ...]"""
-        stored = self._stored.tensor(self._place(name).name)
+        stored = self.stored.tensor(self._place(name).name)
         return to_float32(stored.take(indices.reshape(-1)))
 
     def require_shape(self, name: str, shape: tuple[int, ...]) -> None:
@@ -98,7 +122,9 @@ class CheckpointWeights:
 
     def release(self, name: str) -> None:
         """Drop the tensor's pages from resident memory."""
-        self._stored.release(self._place(name).name)
+        layer = self._layers.get(name)
+        for part in (self._place(name).name,) if layer is None else layer.parts:
+            self.stored.release(part)
 
     def _place(self, name: str) -> StoredName:
         return self._names.get(name) or StoredName(name)
@@ -156,6 +182,23 @@ class OverlaidWeights:
 
     def _of(self, name: str) -> Weights:
         return self._above if name in self._above else self._below
+
+
+def _as_stored(layer: QuantizedLinear, shape: tuple[int, ...]) -> QuantizedWeight:
+    """A layer that was read over patches, in the shape of its tensor."""
+    codes, scheme = layer.codes.codes, layer.scheme
+    values = codes.view(np.int8) if scheme.weight_bits == 8 else codes.astype(np.int8) - np.int8(8)
+    smoothing = layer.input_smoothing
+    if smoothing is not None:
+        smoothing = np.float32(1) / smoothing[:: layer.shape[1] // shape[1]]
+    return QuantizedWeight(
+        values.reshape(shape),
+        layer.codes.scales,
+        scheme.weight_bits,
+        scheme.group_size,
+        layer.input_scale,
+        smoothing,
+    )
 
 
 def check_weights(programs: Iterable[Program], weights: Weights, path: Path) -> None:

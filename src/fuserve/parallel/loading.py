@@ -13,6 +13,7 @@ from fuserve.decoder.load import (
     load_model,
     model_cache_dtype,
     open_weights,
+    unreserved_memory,
 )
 from fuserve.decoder.options import ExecutorOptions
 from fuserve.decoder.packing import Progress
@@ -40,6 +41,8 @@ def load_parallel(
     options: ExecutorOptions,
     parallel: ParallelOptions,
     progress: Progress | None = None,
+    *,
+    reserved_bytes: int = 0,
 ) -> LoadedModel:
     """Load a model into this process and the ranks beside it, or into this process alone.
 
@@ -51,6 +54,7 @@ def load_parallel(
         options: of each rank; ``num_threads`` None shares out the usable cores.
         parallel: how many ranks.
         progress: called with what is done, how many of how many.
+        reserved_bytes: of this host's free memory, kept for what is loaded later.
 
     Raises:
         RankFailedError: a rank does not start, or has another model or version.
@@ -58,7 +62,7 @@ def load_parallel(
         FuserveError: as ``load_model``.
     """
     if parallel.num_ranks == 1 and not started_by_torchrun():
-        return load_model(model, options, progress)
+        return load_model(model, options, progress, reserved_bytes=reserved_bytes)
     if options.executor != "native":
         raise InvalidRequestError(
             "the reference executor runs in one process: leave out the parallel sizes, or use "
@@ -79,14 +83,15 @@ def load_parallel(
     if started_by_torchrun():
         assignment = Assignment(model, options, layout, sizes, parallel.step_timeout_s)
         start = torch_start = _torch_start()(
-            checkpoint, weights, assignment, parallel.join_timeout_s
+            checkpoint, weights, assignment, parallel.join_timeout_s, reserved_bytes
         )
         plan = torch_start.plan
     else:
         num_threads = threads_of_ranks(layout.num_ranks, options.num_threads)
         options = replace(options, num_threads=num_threads)
         assignment = Assignment(model, options, layout, sizes, parallel.step_timeout_s)
-        plan = plan_ranks(weights, options, layout, range(layout.num_ranks))
+        ranks = range(layout.num_ranks)
+        plan = plan_ranks(weights, options, layout, ranks, unreserved_memory(reserved_bytes))
         start = LocalStart(checkpoint, weights, assignment, plan, parallel)
     executor = GroupExecutor(weights.spec, plan.num_blocks, layout, sizes, start, progress)
     report = _report(executor.reports, time.perf_counter() - start_s)

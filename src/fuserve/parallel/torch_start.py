@@ -59,6 +59,7 @@ class TorchStart:
         assignment: what all ranks are told.
         join_timeout_s: how long to wait for ranks to come, and then for one that says nothing while
             it loads its part.
+        reserved_bytes: as of ``load_parallel``.
 
     Attributes:
         plan: of the KV cache, from the memory of all hosts.
@@ -74,6 +75,7 @@ class TorchStart:
         weights: DecoderWeights,
         assignment: Assignment,
         join_timeout_s: float,
+        reserved_bytes: int = 0,
     ) -> None:
         if assignment.layout.num_ranks != torchrun_size():
             raise InvalidRequestError(
@@ -86,7 +88,8 @@ class TorchStart:
         self._assignment = assignment
         self._control = control
         self._control.share({"assignment": assignment.to_json()})
-        hellos = self._control.exchange(_hello(checkpoint, weights.spec, assignment.model))
+        hello = _hello(checkpoint, weights.spec, assignment.model, reserved_bytes)
+        hellos = self._control.exchange(hello)
         _check(hellos)
         self.plan = _plan(weights, assignment, hellos)
         self._control.share({"plan": self.plan.to_json()})
@@ -229,12 +232,14 @@ class _Shard:
         return executor, [ShardReport.from_json(answer["report"]) for answer in answers]
 
 
-def _hello(checkpoint: Checkpoint | None, spec: DecoderSpec, model: str) -> dict[str, Any]:
+def _hello(
+    checkpoint: Checkpoint | None, spec: DecoderSpec, model: str, reserved_bytes: int = 0
+) -> dict[str, Any]:
     host = socket.gethostname()
     return {
         "identity": asdict(identity_of(checkpoint, spec, model, host)),
         "host": _host_key(),
-        "available_bytes": available_memory(),
+        "available_bytes": max(0, available_memory() - reserved_bytes),
     }
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from fuserve.errors import InvalidRequestError
-from fuserve.quantization.scheme import Recipe, recipe_named
+from fuserve.quantization.scheme import RECIPES, Recipe, recipe_named
 
 KEEP = "keep"
 """What the command line calls a layer that stays as it is."""
@@ -29,7 +29,12 @@ class LayerChoice:
     overrides: tuple[tuple[str, Recipe | None], ...] = (("head", None), ("embedding", None))
 
     @classmethod
-    def parse(cls, default: Recipe | None, overrides: Sequence[str]) -> LayerChoice:
+    def parse(
+        cls,
+        default: Recipe | None,
+        overrides: Sequence[str],
+        recipes: Mapping[str, Recipe] = RECIPES,
+    ) -> LayerChoice:
         """A choice from the command line's ``PATTERN=SCHEME``, such as ``layers.1.down=int8``.
 
         A group size may follow: ``layers.1.down=int8:64``.
@@ -47,7 +52,7 @@ class LayerChoice:
                 raise InvalidRequestError(
                     f"{text!r} is no PATTERN=SCHEME; write it like layers.1.down=int8"
                 )
-            parsed.append((canonical_pattern(pattern), _recipe(name)))
+            parsed.append((canonical_pattern(pattern), _recipe(name, recipes)))
         return cls(default, (*parsed, *cls(default).overrides))
 
     def recipe_of(self, name: str) -> Recipe | None:
@@ -64,13 +69,13 @@ class LayerChoice:
         return tuple(recipe for recipe in chosen if recipe is not None)
 
 
-def _recipe(text: str) -> Recipe | None:
+def _recipe(text: str, recipes: Mapping[str, Recipe]) -> Recipe | None:
     name, colon, group_size = text.partition(":")
     if text == KEEP:
         return None
     if colon and not group_size.isdecimal():
         raise InvalidRequestError(f"{text!r} has no group size after the colon, such as int8:64")
-    return recipe_named(name, int(group_size) if colon else None)
+    return recipe_named(name, int(group_size) if colon else None, recipes=recipes)
 
 
 def canonical_pattern(pattern: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -150,17 +151,22 @@ RECIPES: dict[str, Recipe] = {
 """What the command line calls them. Group size and symmetry can be asked for beside the name."""
 
 
-def recipe_named(name: str, group_size: int | None = None, symmetric: bool | None = None) -> Recipe:
+def recipe_named(
+    name: str,
+    group_size: int | None = None,
+    symmetric: bool | None = None,
+    recipes: Mapping[str, Recipe] = RECIPES,
+) -> Recipe:
     """The recipe of a command-line name, with its group size and symmetry where given.
 
     Raises:
         InvalidRequestError: there is no such name, or the scheme does not exist in such groups.
     """
-    if name not in RECIPES:
+    if name not in recipes:
         raise InvalidRequestError(
-            f"there is no quantization scheme {name!r}; choose one of {', '.join(RECIPES)}"
+            f"there is no quantization scheme {name!r}; choose one of {', '.join(recipes)}"
         )
-    recipe = RECIPES[name]
+    recipe = recipes[name]
     scheme = recipe.scheme
     if group_size is not None:
         scheme = replace(scheme, group_size=group_size)

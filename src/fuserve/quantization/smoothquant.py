@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,8 @@ ALPHAS = tuple(i / 20 for i in range(4, 19))
 FACTORS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
 CLIPS = tuple(1 - i / 20 for i in range(11))
 LEAST = 1e-5
+BLOCK = 32
+"""Features of an input that share a scale where activations are quantized in blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ def search_smoothing(
     inputs: InputStatistics,
     wanted: Smoothing,
     share: npt.NDArray[np.intp] | None = None,
+    parts: npt.NDArray[np.intp] | None = None,
 ) -> Floats | None:
     """What to divide the inputs by, and multiply the columns of their matrices by.  # [in]
 
@@ -74,10 +78,12 @@ def search_smoothing(
 
     Args:
         matrices: the layers that read the inputs.  # each [out, in]
-        scheme: int8, its activations per token or per tensor.
+        scheme: its activations rounded per token, block or tensor.
         inputs: statistics, after any shift.
         wanted: a fixed alpha, or how to search.
         share: features with equal numbers get equal factors.  # [in]
+        parts: features with equal numbers are a piece, whatever their magnitudes: the halves of
+            an input that was concatenated.  # [in]
     """
     largest = inputs.largest
     widest = np.max([np.abs(matrix).max(axis=0) for matrix in matrices], axis=0)
@@ -93,13 +99,14 @@ def search_smoothing(
     best, best_error = none, error_of(none)
     alphas = np.full_like(largest, ALPHA)
     factors = np.ones_like(largest)
-    for piece in _pieces(largest, wanted.pieces):
+    pieces = _pieces(largest, wanted.pieces) if parts is None else _pieces_of(parts)
+    for piece in pieces:
         for alpha in ALPHAS:
             tried = np.where(piece, np.float32(alpha), alphas)
             smoothing = factors * smoothing_of(tried, largest, widest)
             if (error := error_of(smoothing)) < best_error:
                 best, best_error, alphas = smoothing, error, tried
-        for factor in FACTORS if wanted.pieces > 1 else ():
+        for factor in FACTORS if len(pieces) > 1 else ():
             tried = np.where(piece, np.float32(factor), factors)
             smoothing = tried * smoothing_of(alphas, largest, widest)
             if (error := error_of(smoothing)) < best_error:
@@ -117,6 +124,12 @@ def _pieces(largest: Floats, count: int) -> list[npt.NDArray[np.bool_]]:
     return [whole, *(piece == i for i in range(count))]
 
 
+def _pieces_of(parts: npt.NDArray[np.intp]) -> list[npt.NDArray[np.bool_]]:
+    """Masks of the whole and of each part.  # each [in]"""
+    whole = np.ones(parts.shape, np.bool_)
+    return [whole, *(parts == number for number in np.unique(parts))]
+
+
 def rounding_error(
     matrices: Sequence[Floats],
     scheme: QuantScheme,
@@ -125,11 +138,16 @@ def rounding_error(
 ) -> float:
     """The squared error of the outputs over the sample when inputs and weights are rounded."""
     sample = inputs.sample / smoothing
+    largest: npt.NDArray[np.floating[Any]]
     if scheme.activations == "tensor":
-        scale = np.float32(np.max(inputs.largest / smoothing) / 127)
+        largest = np.max(inputs.largest / smoothing, keepdims=True)
+    elif scheme.activations == "block":
+        starts = np.arange(0, sample.shape[1], BLOCK)
+        blocks = np.maximum.reduceat(np.abs(sample), starts, axis=1)
+        largest = np.repeat(blocks, BLOCK, axis=1)[:, : sample.shape[1]]
     else:
-        scale = np.abs(sample).max(axis=1, keepdims=True) / np.float32(127)
-    rounded = round_inputs(sample, scale)
+        largest = np.abs(sample).max(axis=1, keepdims=True)
+    rounded = round_inputs(sample, (largest / 127).astype(np.float32))
     total = 0.0
     for matrix in matrices:
         weights = rounded_values(matrix * smoothing, scheme)

@@ -75,14 +75,22 @@ class InputObserver:
         num_features: features of the inputs.
         num_rows: rows that will come, to choose the sample evenly.
         with_hessian: gather the Hessian, ``num_features ** 2`` floats.
+        sample_rows: how many rows the sample has, about.
     """
 
-    def __init__(self, num_features: int, num_rows: int, *, with_hessian: bool) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        num_rows: int,
+        *,
+        with_hessian: bool,
+        sample_rows: int = SAMPLE_ROWS,
+    ) -> None:
         self._low = np.full(num_features, np.inf, np.float32)
         self._high = np.full(num_features, -np.inf, np.float32)
         self._magnitudes = np.zeros(num_features, np.float64)
         self._hessian = np.zeros((num_features,) * 2, np.float32) if with_hessian else None
-        self._every = max(num_rows // SAMPLE_ROWS, 1)
+        self._every = max(num_rows // sample_rows, 1)
         self._samples: list[Floats] = []
         self._count = 0
 

@@ -9,10 +9,14 @@ of neighbours.
 fuserve adds ``input_smoothing``, ``input_shift`` and ``output_shift`` where nothing before the
 layer could take them up; such a folder has the quant_method "fuserve", so that no other reader
 takes it for what it is not.
+
+A convolution, ``weight`` I8 ``[out, in, size, size]``, is read as the linear layer over patches
+that it is, ``[out, in * size * size]``; its ``input_smoothing`` is stored once for each channel.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,16 +45,14 @@ from fuserve.checkpoints.quantized.stored_layer import (
     require,
     scheme_or_refuse,
 )
-from fuserve.checkpoints.safetensors_folder import SafetensorsFolder
+from fuserve.checkpoints.safetensors_folder import StoredTensors
 from fuserve.quantization import QuantizedLinear, QuantScheme
 from fuserve.quantization.rounding import round_to_nearest, unsigned_codes
 
 VECTORS = ("input_smoothing", "input_shift", "output_shift")
 
 
-def compressed_layers(
-    folder: SafetensorsFolder, config: Mapping[str, Any]
-) -> dict[str, StoredLayer]:
+def compressed_layers(folder: StoredTensors, config: Mapping[str, Any]) -> dict[str, StoredLayer]:
     """All quantized layers of a folder in this layout, by module name.
 
     Raises:
@@ -68,7 +70,7 @@ def compressed_layers(
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    folder: SafetensorsFolder
+    folder: StoredTensors
     module: str
     group: CompressedGroup
 
@@ -127,6 +129,9 @@ class _Reader:
     def _shape(self) -> tuple[int, int]:
         name = self.part("weight_packed" if self.has("weight_packed") else "weight")
         stored = self.folder.shape(name)
+        if not self.has("weight_packed") and len(stored) == 4:
+            require(self.folder, name, ("I8",), stored)
+            return stored[0], math.prod(stored[1:])
         if len(stored) != 2:
             refuse(self.folder, name, f"has shape {list(stored)}, expected two dimensions.")
         if not self.has("weight_packed"):
@@ -143,6 +148,12 @@ class _Reader:
                 f"{self.group.bits} bits.",
             )
         return rows, cols
+
+    def _taps(self) -> int:
+        """Weights of a convolution for each pair of channels; 1 of a linear layer."""
+        if self.has("weight_packed"):
+            return 1
+        return math.prod(self.folder.shape(self.part("weight"))[2:])
 
     def _check_zeros(self, rows: int, num_groups: int) -> None:
         name = self.part("weight_zero_point")
@@ -192,7 +203,8 @@ class _Reader:
                 self.array("weight_packed")[rows, words(cols, bits)], bits, num_cols
             )
         else:
-            codes = self.array("weight")[rows, cols].view(np.uint8) ^ np.uint8(128)
+            stored_codes = self.array("weight").reshape(self._shape())[rows, cols]
+            codes = stored_codes.view(np.uint8) ^ np.uint8(128)
             if bits == 4:
                 codes = codes - np.uint8(120)  # from 128 + q to 8 + q
         place = () if self.group.strategy == "tensor" else (rows, stored)
@@ -226,12 +238,16 @@ class _Reader:
         vectors: dict[str, Any] = {}
         for name in VECTORS:
             if self.has(name):
-                is_output = name == "output_shift"
-                require(
-                    self.folder, self.part(name), FLOATS, (all_rows if is_output else all_cols,)
-                )
-                place = rows if is_output else cols
-                vectors[name] = floats(self.folder, self.part(name), place)
+                if name == "output_shift":
+                    require(self.folder, self.part(name), FLOATS, (all_rows,))
+                    vectors[name] = floats(self.folder, self.part(name), rows)
+                    continue
+                taps = self._taps()
+                require(self.folder, self.part(name), FLOATS, (all_cols // taps,))
+                vector = floats(self.folder, self.part(name))
+                if name == "input_smoothing" and not (vector > 0).all():
+                    refuse(self.folder, self.part(name), "holds values that are not above 0.")
+                vectors[name] = np.repeat(vector, taps)[cols]
         layer = replace(layer, **vectors)
         if self.group.activations != "tensor":
             return layer
@@ -249,8 +265,16 @@ class _Reader:
         return replace(layer, input_shift=wide_shift, output_shift=share)
 
 
-def write_compressed(module: str, layer: QuantizedLinear) -> dict[str, npt.NDArray[np.generic]]:
-    """The tensors of a layer in this layout."""
+def write_compressed(
+    module: str, layer: QuantizedLinear, shape: tuple[int, ...] | None = None
+) -> dict[str, npt.NDArray[np.generic]]:
+    """The tensors of a layer in this layout.
+
+    Args:
+        module: its name.
+        layer: of a convolution the linear layer over its patches, of int8.
+        shape: of a convolution's weight; None of a linear layer.
+    """
     bits = layer.scheme.weight_bits
     codes, zeros = unsigned_codes(layer)
     parts: dict[str, npt.NDArray[np.generic]] = {"weight_scale": layer.codes.scales}
@@ -261,17 +285,22 @@ def write_compressed(module: str, layer: QuantizedLinear) -> dict[str, npt.NDArr
             packed = pack_words(np.ascontiguousarray(zeros.T), bits).T
             parts["weight_zero_point"] = np.ascontiguousarray(packed)
     else:
-        parts["weight"] = layer.codes.codes.view(np.int8)
+        parts["weight"] = layer.codes.codes.view(np.int8).reshape(shape or layer.shape)
     if layer.input_scale is not None:
         parts["input_scale"] = np.array([layer.input_scale], np.float32)
     for name in VECTORS:
         if (vector := getattr(layer, name)) is not None:
-            parts[name] = vector
+            taps = layer.shape[1] // shape[1] if shape and name != "output_shift" else 1
+            parts[name] = np.ascontiguousarray(vector[::taps])
     return {f"{module}.{name}": array for name, array in parts.items()}
 
 
 def compressed_config(
-    modules: Mapping[str, QuantScheme], kept: Sequence[str], *, has_vectors: bool
+    modules: Mapping[str, QuantScheme],
+    kept: Sequence[str],
+    *,
+    has_vectors: bool,
+    only_linears: bool = True,
 ) -> dict[str, Any]:
     """``quantization_config`` of a folder.
 
@@ -279,6 +308,7 @@ def compressed_config(
         modules: the scheme of each quantized layer, by module name.
         kept: linear layers that are not quantized.
         has_vectors: a layer has vectors that only fuserve knows.
+        only_linears: False: there are convolutions among them, so each layer is named.
     """
     by_scheme: dict[QuantScheme, list[str]] = {}
     for module, scheme in modules.items():
@@ -287,7 +317,8 @@ def compressed_config(
     groups: dict[str, Any] = {}
     # Names go before the class Linear, so the commonest scheme, which takes it, comes last.
     for scheme in sorted(by_scheme, key=lambda one: one == commonest):
-        targets = ["Linear"] if scheme == commonest else by_scheme[scheme]
+        is_rest = only_linears and scheme == commonest
+        targets = ["Linear"] if is_rest else by_scheme[scheme]
         groups[f"group_{len(groups)}"] = scheme_entry(scheme, targets)
     formats = {storage_format(scheme) for scheme in by_scheme}
     return {

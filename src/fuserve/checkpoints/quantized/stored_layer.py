@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fuserve.checkpoints.dequantize import to_float32
-from fuserve.checkpoints.safetensors_folder import SafetensorsFolder
+from fuserve.checkpoints.safetensors_folder import StoredTensors
 from fuserve.errors import CheckpointError, InvalidRequestError, UnsupportedModelError
 from fuserve.kernels.linear import Codes
 from fuserve.quantization import QuantizedLinear, QuantScheme, take_columns
@@ -77,9 +77,7 @@ def _widened(span: Span | None, unit: int, size: int) -> slice:
     return slice(first // unit * unit, min(-(-stop // unit) * unit, size))
 
 
-def require(
-    folder: SafetensorsFolder, name: str, dtypes: Sequence[str], shape: Sequence[int]
-) -> None:
+def require(folder: StoredTensors, name: str, dtypes: Sequence[str], shape: Sequence[int]) -> None:
     """Raise CheckpointError unless tensor ``name`` is there, of one of the types and the shape."""
     if name not in folder:
         refuse(folder, name, f"is missing, expected {' or '.join(dtypes)} of {list(shape)}.")
@@ -93,7 +91,7 @@ def require(
         )
 
 
-def refuse(folder: SafetensorsFolder, name: str, message: str) -> NoReturn:
+def refuse(folder: StoredTensors, name: str, message: str) -> NoReturn:
     """Raise CheckpointError for a part of a quantized layer."""
     raise CheckpointError(
         message,
@@ -104,7 +102,7 @@ def refuse(folder: SafetensorsFolder, name: str, message: str) -> NoReturn:
     )
 
 
-def scheme_or_refuse(folder: SafetensorsFolder, module: str, **fields: object) -> QuantScheme:
+def scheme_or_refuse(folder: StoredTensors, module: str, **fields: object) -> QuantScheme:
     """The scheme of a layer.
 
     Raises:
@@ -156,7 +154,7 @@ class Grouping:
         return np.repeat(per_group, self.repeat, axis=1)[:, : self.num_groups]
 
 
-def grouping(folder: SafetensorsFolder, module: str, group_size: int, cols: int) -> Grouping:
+def grouping(folder: StoredTensors, module: str, group_size: int, cols: int) -> Grouping:
     """How the groups of a layer are computed; ``group_size`` at most 0 is a scale per channel.
 
     Raises:
@@ -176,7 +174,7 @@ def grouping(folder: SafetensorsFolder, module: str, group_size: int, cols: int)
 
 
 def irregular_groups(
-    folder: SafetensorsFolder, name: str, num_groups: int, group_size: int
+    folder: StoredTensors, name: str, num_groups: int, group_size: int
 ) -> npt.NDArray[np.intp] | None:
     """The group of each feature, or None if groups are runs of neighbours as usual.
 
@@ -190,7 +188,7 @@ def irregular_groups(
     return None if np.array_equal(order, runs) else order
 
 
-def floats(folder: SafetensorsFolder, name: str, *place: slice) -> Floats:
+def floats(folder: StoredTensors, name: str, *place: slice) -> Floats:
     """A tensor's values, or those at a place in it, refused if they are not finite."""
     tensor = folder.tensor(name)
     part = tensor.data[place]

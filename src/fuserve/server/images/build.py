@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from fuserve.diffusion.model import DiffusionModel
+from fuserve.diffusion.memory_plan import plan_memory
+from fuserve.diffusion.model import MAX_TEXT_STATE_BYTES, DiffusionModel, read_parts
 from fuserve.diffusion.options import DiffusionOptions
 from fuserve.engine.images.engine import ImageEngine
 from fuserve.errors import MissingExtraError
@@ -30,6 +32,19 @@ class ImageSettings:
     names: tuple[str, ...]
     options: DiffusionOptions
     max_queue_requests: int = 32
+
+
+def reserved_bytes(settings: ImageSettings) -> int:
+    """Memory that the model is going to take: weights are only packed when they are first used.
+
+    Raises:
+        FuserveError: as ``DiffusionModel.load``.
+    """
+    options = settings.options
+    if options.memory_bytes is not None:
+        return options.memory_bytes
+    plan = plan_memory(read_parts(settings.model, options), options, sys.maxsize)
+    return plan.total + MAX_TEXT_STATE_BYTES
 
 
 def start_images(settings: ImageSettings, metrics: ServerMetrics) -> ServedImages:
