@@ -38,7 +38,11 @@ def quantized_layers(stored: StoredTensors, config: object) -> dict[str, StoredL
             f"Supported: {', '.join(METHODS)}. Quantize the original model with fuserve quantize."
         )
     layers = compressed_layers(stored, config)
-    return {f"{module}.weight": layer for module, layer in layers.items()}
+    by_weight = {f"{module}.weight": layer for module, layer in layers.items()}
+    for name in stored.tensor_names():
+        if name.endswith(".weight") and stored.dtype(name) == "I8" and name not in by_weight:
+            refuse(stored, name, "is of integers, but its weight_scale is missing.")
+    return by_weight
 
 
 def check_layers(programs: tuple[Program, ...], weights: CheckpointWeights) -> None:
