@@ -39,7 +39,11 @@ class CalibrationFlags:
     alpha: Annotated[
         float | None,
         _calibration(
-            "--alpha", help="SmoothQuant's migration strength; searched by default.", min=0, max=1
+            "--alpha",
+            help="SmoothQuant's migration strength; by default searched, and 0.7 for int8 weights of "
+            "diffusion models.",
+            min=0,
+            max=1,
         ),
     ] = None
     pieces: Annotated[
