@@ -40,8 +40,8 @@ class CalibrationFlags:
         float | None,
         _calibration(
             "--alpha",
-            help="SmoothQuant's migration strength; by default searched, and 0.7 for int8 weights of "
-            "diffusion models.",
+            help="SmoothQuant's migration strength; by default searched, and 0.7 for int8 weights "
+            "of diffusion models.",
             min=0,
             max=1,
         ),
