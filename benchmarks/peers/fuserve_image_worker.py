@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from image_worker import TIMESTEP, TOKENS, Array, ImageWork, run
+from rounded_weights import RoundedWeights
 
 from fuserve._native import ThreadPool
 from fuserve.architectures.fields import Fields
 from fuserve.checkpoints.safetensors_folder import StoredTensors
 from fuserve.diffusion.native import NativeProgram, NativeWorkspace
 from fuserve.diffusion.packed_weights import PackedWeights, PackingOptions
-from fuserve.diffusion.program import Attention, Conv, Linear, Op, Program
+from fuserve.diffusion.program import Attention, Conv, Linear, Op, Program, Weights
 from fuserve.diffusion.unet_program import prompt_program, sinusoids, time_program, unet_program
 from fuserve.diffusion.unet_spec import UNetSpec, unet_spec
 from fuserve.diffusion.vae_program import vae_decoder_program
@@ -24,7 +26,11 @@ from fuserve.kernels.linear import Storage, WeightFormat
 
 
 class Fuserve:
-    """A program and its inputs; ``--option half=1`` keeps weights as float16."""
+    """A program and its inputs.
+
+    ``--option half=1`` keeps weights as float16, ``--option input_scales=FILE`` rounds them to
+    int8, with these scales for the inputs of convolutions.
+    """
 
     def __init__(self, work: ImageWork) -> None:
         fields = Fields(json.loads((work.folder / "config.json").read_text()))
@@ -37,7 +43,12 @@ class Fuserve:
         )
         pool = ThreadPool(work.threads)
         self.workspace = NativeWorkspace(pool)
-        self.weights = PackedWeights(CheckpointWeights(stored), pool, options)
+        weights: Weights = CheckpointWeights(stored)
+        if scales := work.option("input_scales"):
+            weights = RoundedWeights(
+                weights, unet_spec(fields), json.loads(Path(scales).read_text())
+            )
+        self.weights = PackedWeights(weights, pool, options)
         side = work.size // 8
         self.inputs = {"latents": work.latents()}
         if work.part == "unet":

@@ -8,10 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fuserve._native import ConvShape, GroupNorm, Norm, PackedConv, PackedLinear, ThreadPool
+from fuserve._native import GroupNorm, LinearShape, Norm, PackedConv, PackedLinear, ThreadPool
 from fuserve.diffusion import program as ops
-from fuserve.kernels.conv import ConvMethod, conv_shape, pack_conv, packed_conv
-from fuserve.kernels.linear import Storage, WeightFormat, pack_floats, packed_linear
+from fuserve.diffusion.packed_integers import (
+    conv_quantization,
+    linear_codes,
+    linear_input,
+    linear_storage,
+    stacked,
+)
+from fuserve.kernels.conv import ConvMethod, conv_shape, pack_conv, pack_conv_codes, packed_conv
+from fuserve.kernels.linear import (
+    LinearInput,
+    Storage,
+    WeightFormat,
+    pack_codes,
+    pack_floats,
+    packed_linear,
+)
 
 FLOAT32 = Storage(WeightFormat.F32)
 
@@ -77,54 +91,20 @@ class PackedWeights:
     def linear(self, op: ops.Linear) -> PackedLinear:
         """The stacked matrices of an operation."""
         parts = [self._weights.shape(name)[0] for name in op.weight]
-        total, cols = sum(parts), op.source.channels
         # Equal parts, and geglu's values and gates, start on tiles of their own.
         group = parts[0] if len(parts) > 1 and len(set(parts)) == 1 else 0
         if op.activation == "geglu":
-            group = total // 2
+            group = sum(parts) // 2
         key = (op.weight, group)
-        if key in self._linears:
-            return self._linears[key]
-        shape = self._options.linear.shape(total, cols, group)
-        packed = self._memory(shape.packed_bytes)
-        if len(parts) == 1:
-            pack_floats(shape, self._matrix(op.weight[0], cols), packed, self._pool)
-        elif group == parts[0] or all(part % TILE_ROWS == 0 for part in parts):
-            first = 0
-            for name, part in zip(op.weight, parts, strict=True):
-                own = self._options.linear.shape(part, cols)
-                slot = packed[first : first + own.packed_bytes]
-                pack_floats(own, self._matrix(name, cols), slot, self._pool)
-                self._weights.release(name)
-                first += own.packed_bytes
-        else:
-            stacked = np.concatenate([self._matrix(name, cols) for name in op.weight])
-            pack_floats(shape, stacked, packed, self._pool)
-        for name in op.weight:
-            self._weights.release(name)
-        bias = None
-        if op.bias:
-            rows = self._bias(op.bias).reshape(-1, group or total)
-            bias = np.pad(rows, ((0, 0), (0, -rows.shape[1] % TILE_ROWS))).reshape(-1)
-        self._linears[key] = packed_linear(shape, packed, bias)
+        if key not in self._linears:
+            self._linears[key] = self._pack_linear(op, group)
         return self._linears[key]
 
     def conv(self, op: ops.Conv) -> PackedConv:
-        """The weights of a convolution, as its method for this size wants them."""
-        first, *rest = (source.channels for source in op.sources)
-        shape = conv_shape(
-            (first, rest[0] if rest else 0),
-            op.out.channels,
-            op.size,
-            stride=op.stride,
-            padding=op.padding,
-            upsample=op.upsample,
-            method=self._method(op),
-            half=self._options.half_conv,
-        )
-        key = (op.weight, first, op.stride, op.padding, op.upsample, self._method(op))
+        """The weights of a convolution, as its method wants them."""
+        key = (op.weight, op.sources[0].channels, op.stride, op.padding, op.upsample)
         if key not in self._convs:
-            self._convs[key] = self._pack_conv(op, shape)
+            self._convs[key] = self._pack_conv(op)
         return self._convs[key]
 
     def forget(self, names: Collection[str]) -> None:
@@ -141,15 +121,72 @@ class PackedWeights:
             return ConvMethod.WINOGRAD4
         return ConvMethod.WINOGRAD2 if num_bytes <= WINOGRAD2_MOST_BYTES else ConvMethod.DIRECT
 
-    def _pack_conv(self, op: ops.Conv, shape: ConvShape) -> PackedConv:
-        packed = self._memory(shape.packed_bytes)
-        size = (-1, shape.in_channels, op.size, op.size)
-        parts = [self._weights.float32(name).reshape(size) for name in op.weight]
-        stacked = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        pack_conv(shape, np.ascontiguousarray(stacked), packed, self._pool)
+    def _pack_linear(self, op: ops.Linear, group: int) -> PackedLinear:
+        parts = [self._weights.shape(name)[0] for name in op.weight]
+        total, cols = sum(parts), op.source.channels
+        quantized = stacked(self._weights, op.weight)
+        if quantized is None:
+            shape = self._options.linear.shape(total, cols, group)
+            packed, given = self._memory(shape.packed_bytes), LinearInput()
+            self._pack_floats(op, parts, shape, packed, group)
+        else:
+            shape = linear_storage(quantized, op.name).shape(total, cols, group)
+            packed, given = self._memory(shape.packed_bytes), linear_input(quantized)
+            pack_codes(shape, linear_codes(quantized), packed, self._pool)
         for name in op.weight:
             self._weights.release(name)
-        return packed_conv(shape, packed, self._bias(op.bias) if op.bias else None)
+        bias = None
+        if op.bias:
+            rows = self._bias(op.bias).reshape(-1, group or total)
+            bias = np.pad(rows, ((0, 0), (0, -rows.shape[1] % TILE_ROWS))).reshape(-1)
+        return packed_linear(shape, packed, bias, given)
+
+    def _pack_floats(
+        self, op: ops.Linear, parts: list[int], shape: LinearShape, packed: Packed, group: int
+    ) -> None:
+        cols = op.source.channels
+        if len(parts) == 1:
+            pack_floats(shape, self._matrix(op.weight[0], cols), packed, self._pool)
+        elif group == parts[0] or all(part % TILE_ROWS == 0 for part in parts):
+            first = 0
+            for name, part in zip(op.weight, parts, strict=True):
+                own = self._options.linear.shape(part, cols)
+                slot = packed[first : first + own.packed_bytes]
+                pack_floats(own, self._matrix(name, cols), slot, self._pool)
+                self._weights.release(name)
+                first += own.packed_bytes
+        else:
+            matrix = np.concatenate([self._matrix(name, cols) for name in op.weight])
+            pack_floats(shape, matrix, packed, self._pool)
+
+    def _pack_conv(self, op: ops.Conv) -> PackedConv:
+        quantized = stacked(self._weights, op.weight)
+        first, *rest = (source.channels for source in op.sources)
+        shape = conv_shape(
+            (first, rest[0] if rest else 0),
+            op.out.channels,
+            op.size,
+            stride=op.stride,
+            padding=op.padding,
+            upsample=op.upsample,
+            method=self._method(op) if quantized is None else ConvMethod.INTEGER,
+            half=quantized is None and self._options.half_conv,
+        )
+        size = (-1, shape.in_channels, op.size, op.size)
+        packed = self._memory(shape.packed_bytes)
+        quantization = None
+        if quantized is None:
+            parts = [self._weights.float32(name).reshape(size) for name in op.weight]
+            values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            pack_conv(shape, np.ascontiguousarray(values), packed, self._pool)
+        else:
+            quantization = conv_quantization(quantized, op.name)
+            codes = np.ascontiguousarray(quantized.values.reshape(size))
+            pack_conv_codes(shape, codes, packed, self._pool)
+        for name in op.weight:
+            self._weights.release(name)
+        bias = self._bias(op.bias) if op.bias else None
+        return packed_conv(shape, packed, bias, quantization)
 
     def _matrix(self, name: str, cols: int) -> ops.Array:
         return np.ascontiguousarray(self._weights.float32(name).reshape(-1, cols))
