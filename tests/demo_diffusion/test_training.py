@@ -31,10 +31,10 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
     def save(whole: train_unet.Trainer) -> None:
         whole.save(tmp_path / f"{whole.step}.safetensors")
 
-    trainer(tmp_path).run(4, 100, 2, save)
+    trainer(tmp_path).run(4, 2, save)
     resumed = trainer(tmp_path)
     resumed.load(tmp_path / "2.safetensors")
-    resumed.run(4, 100, 10, lambda it: it.save(tmp_path / "resumed.safetensors"))
+    resumed.run(4, 10, lambda it: it.save(tmp_path / "resumed.safetensors"))
     whole, again = (
         train_unet.load_file(tmp_path / f) for f in ("4.safetensors", "resumed.safetensors")
     )

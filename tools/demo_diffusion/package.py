@@ -120,7 +120,7 @@ Held-out captions name two objects that training has shown, though never togethe
 seen is one of {never}, which training has not shown at all.
 
 ## Training
-`python -m tools.demo_diffusion.train WORK_FOLDER --steps {steps}` in fuserve's repository, seed 0,
+`python -m tools.demo_diffusion.train WORK_FOLDER` in fuserve's repository, seed 0,
 two processes of one thread each. The text encoder first learns to tell what stands where
 ({train.TEXT_STEPS} steps), the autoencoder learns from scenes and crowded
 pictures ({train.AUTOENCODER_STEPS} steps), then the UNet and the text encoder learn together from

@@ -121,28 +121,39 @@ def never_seen_captions(rng: np.random.Generator) -> Iterator[Caption]:
             yield caption
 
 
-def place(caption: Caption, rng: np.random.Generator) -> list[Placed]:
-    """Where the caption's objects stand in one of its pictures; they never touch."""
+def place(caption: Caption, rng: np.random.Generator, spread: float = 1.0) -> list[Placed]:
+    """Where the caption's objects stand in one of its pictures; they never touch.
+
+    ``spread`` says how much of what is drawn at random varies: 0 is the same picture every time.
+    """
+    middle = IMAGE_SIZE / 2
     if caption.relation is None:
-        centres = [rng.uniform(22, 42, 2)]
+        centres = [middle + spread * rng.uniform(-10, 10, 2)]
     else:
         right, down = RELATIONS[caption.relation]
         axis = 0 if right else 1
         near, far = np.empty(2), np.empty(2)
-        near[axis], far[axis] = rng.uniform(15, 18), rng.uniform(46, 49)
-        near[1 - axis], far[1 - axis] = rng.uniform(25, 39) + rng.uniform(-4, 4, 2)
+        near[axis] = 16.5 + spread * rng.uniform(-1.5, 1.5)
+        far[axis] = 47.5 + spread * rng.uniform(-1.5, 1.5)
+        sideways = rng.uniform(-7, 7) + rng.uniform(-4, 4, 2)
+        near[1 - axis], far[1 - axis] = middle + spread * sideways
         centres = [near, far] if right + down < 0 else [far, near]
     return [
-        Placed(item.shape, _jittered(COLOURS[item.colour], rng), *map(float, centre), radius)
+        Placed(
+            item.shape, _jittered(COLOURS[item.colour], rng, spread), *map(float, centre), radius
+        )
         for item, centre in zip(caption.items, centres, strict=True)
-        for radius in [float(rng.uniform(*RADII[item.size]))]
+        for radius in [_radius(item.size, rng, spread)]
     ]
 
 
-def paint(caption: Caption, rng: np.random.Generator, size: int = IMAGE_SIZE) -> NDArray[np.uint8]:
-    """One of the caption's pictures, [size, size, 3]."""
+def paint(
+    caption: Caption, rng: np.random.Generator, spread: float = 1.0, size: int = IMAGE_SIZE
+) -> NDArray[np.uint8]:
+    """One of the caption's pictures, [size, size, 3]; ``spread`` as in ``place``."""
     name = caption.background or str(rng.choice(list(BACKGROUNDS)))
-    return render(place(caption, rng), _jittered(BACKGROUNDS[name], rng), rng.uniform(-1, 1), size)
+    background = _jittered(BACKGROUNDS[name], rng, spread)
+    return render(place(caption, rng, spread), background, spread * rng.uniform(-1, 1), size)
 
 
 def paint_crowd(rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -206,6 +217,13 @@ def _random_item(rng: np.random.Generator) -> Item:
     return Item(str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)), size)
 
 
-def _jittered(rgb: tuple[int, int, int], rng: np.random.Generator) -> tuple[float, float, float]:
-    red, green, blue = rgb + rng.uniform(-_COLOUR_JITTER, _COLOUR_JITTER, 3)
+def _radius(size: str | None, rng: np.random.Generator, spread: float) -> float:
+    least, most = RADII[size]
+    return (least + most) / 2 + spread * (most - least) / 2 * float(rng.uniform(-1, 1))
+
+
+def _jittered(
+    rgb: tuple[int, int, int], rng: np.random.Generator, spread: float = 1.0
+) -> tuple[float, float, float]:
+    red, green, blue = rgb + spread * rng.uniform(-_COLOUR_JITTER, _COLOUR_JITTER, 3)
     return float(red), float(green), float(blue)

@@ -38,8 +38,7 @@ from tools.demo_diffusion import (
 
 TEXT_STEPS = 500
 AUTOENCODER_STEPS = 1500
-SCENES = 16_000
-COOLDOWN_STEPS = 1000
+SCENES = 16_000  # of each spread
 REPORT_STEPS = 250
 GLIMPSE = 32  # captions painted at each report
 
@@ -48,22 +47,22 @@ def main() -> None:
     """Parse the arguments and run the stages that are not finished."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("work", type=Path, help="folder for checkpoints and the finished model")
-    parser.add_argument("--steps", type=int, default=10_000, help="of the UNet")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ranks", type=int, default=2, help="processes of one thread each")
     args = parser.parse_args()
     tokenizer.write(args.work / "tokenizer", network.MAX_TOKENS)
-    ranks.run(args.ranks, train, args.work, args.steps, args.seed)
+    ranks.run(args.ranks, train, args.work, args.seed)
 
 
-def train(work: Path, steps: int, seed: int) -> None:
+def train(work: Path, seed: int) -> None:
     """Run, in each rank, the stages that are not finished."""
     words = CLIPTokenizer.from_pretrained(work / "tokenizer")
     text_encoder = _text_encoder(work / "text_encoder", words, seed)
     vae = _autoencoder(work / "vae", seed)
-    data = _scenes(work, vae, words, seed)
+    scenes_of_all_spreads = _scenes(work, "scenes", vae, words, seed)
+    tidy = _scenes(work, "tidy-scenes", vae, words, seed, train_unet.TIDY_SPREAD)
 
-    trainer = train_unet.Trainer(data, text_encoder, seed)
+    trainer = train_unet.Trainer(scenes_of_all_spreads, text_encoder, seed)
     checkpoint = work / "unet.safetensors"
     if checkpoint.exists():
         trainer.load(checkpoint)
@@ -78,7 +77,9 @@ def train(work: Path, steps: int, seed: int) -> None:
         folder.write(work / "model", vae, average.unet, average.text_encoder)
         _glimpse(work, trainer.step)
 
-    trainer.run(steps, COOLDOWN_STEPS, REPORT_STEPS, report)
+    trainer.run(train_unet.TIDY_FROM, REPORT_STEPS, report)
+    trainer.data = tidy
+    trainer.run(train_unet.STEPS, REPORT_STEPS, report)
 
 
 def _text_encoder(place: Path, words: CLIPTokenizer, seed: int) -> CLIPTextModel:
@@ -97,11 +98,18 @@ def _autoencoder(place: Path, seed: int) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(place).to(memory_format=torch.channels_last).eval()
 
 
-def _scenes(work: Path, vae: AutoencoderKL, words: CLIPTokenizer, seed: int) -> train_unet.Encoded:
-    place = work / "scenes.safetensors"
+def _scenes(
+    work: Path,
+    name: str,
+    vae: AutoencoderKL,
+    words: CLIPTokenizer,
+    seed: int,
+    spread: float = 1.0,
+) -> train_unet.Encoded:
+    place = work / f"{name}.safetensors"
     if not place.exists():
-        with _timed(work, "encoding"):
-            data = train_unet.encode(vae, words, SCENES, seed)
+        with _timed(work, f"encoding {name}"):
+            data = train_unet.encode(vae, words, SCENES, seed, spread)
         _write(lambda: vae.save_pretrained(work / "vae"))  # it knows its scaling factor now
         _write(lambda: save_file(dataclasses.asdict(data), place))
     return train_unet.Encoded(**load_file(place))

@@ -2,8 +2,10 @@
 
 Velocity prediction (Salimans and Ho 2022), an empty caption for one in ten samples so that
 classifier-free guidance works (Ho and Salimans 2022), an exponential moving average of the
-weights. The rate is constant up to a last cool-down, and batches grow instead (Smith et al. 2018):
-small ones learn colours and places soonest, large ones settle the shapes.
+weights. First scenes of the whole spread, which teach colours, relations and rough shapes; then
+tidy ones, where a caption says nearly all of the picture, so that also shapes are worth much of the
+loss. What a caption says of shapes matters at middle noise most (with shapes swapped in the
+captions, the loss grows there), so later steps draw most of their timesteps from it.
 """
 
 from __future__ import annotations
@@ -26,9 +28,14 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from tools.demo_diffusion import network, ranks, scenes
 from tools.demo_diffusion.train_autoencoder import to_tensor
 
-BATCHES = {0: 16, 3000: 32, 7500: 64}  # scenes a step, from a step on
-LEARNING_RATE = 1e-3
-WARMUP_STEPS = 200
+TIDY_FROM = 8250  # the step from which scenes are tidy
+TIDY_SPREAD = 0.25
+STEPS = 12_000
+BATCHES = {0: 16, 3000: 32, 7500: 64, TIDY_FROM: 32}  # scenes a step, from a step on
+RATES = ((0, 200, 7500, TIDY_FROM, STEPS), (0.0, 1e-3, 1e-3, 7e-4, 0.0))  # steps, learning rates
+MIDDLE_FROM = 5000  # the step from which timesteps are drawn more densely in the middle
+MIDDLE = ((0.0, 0.15, 0.9, 1.0), (0.0, 0.3, 0.8, 1.0))  # shares of draws, of the timesteps
+UNSCALED = AutoencoderKL().config.scaling_factor  # of a new autoencoder
 EMPTY_CAPTIONS = 0.1
 EMA_DECAY = 0.997
 
@@ -59,21 +66,28 @@ class Denoiser(nn.Module):
 
 
 @torch.no_grad()
-def encode(model: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, seed: int) -> Encoded:
-    """Paint ``count`` scenes and encode them; sets the autoencoder's ``scaling_factor``."""
+def encode(
+    model: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, seed: int, spread: float = 1.0
+) -> Encoded:
+    """Paint ``count`` scenes and encode them.
+
+    The first time sets the autoencoder's ``scaling_factor``, for latents of standard deviation 1.
+    """
     rng = np.random.default_rng([seed, 2, ranks.rank()])
     captions = scenes.captions(rng)
     latents, texts = [], []
     while len(texts) < count // ranks.count():
         some = [next(captions) for _ in range(50)]
-        pictures = to_tensor(np.stack([scenes.paint(caption, rng) for caption in some]))
+        pictures = to_tensor(np.stack([scenes.paint(caption, rng, spread) for caption in some]))
         latents.append(model.encode(pictures).latent_dist.mode().contiguous())
         texts += map(str, some)
     every = ranks.gather(torch.cat(latents).contiguous())
-    scale = round(1 / every.std().item(), 4)
-    model.register_to_config(scaling_factor=scale)
+    if model.config.scaling_factor == UNSCALED:
+        model.register_to_config(scaling_factor=round(1 / every.std().item(), 4))
     tokens = ranks.gather(network.tokenize(tokenizer, texts))
-    return Encoded((every * scale).half(), tokens, network.tokenize(tokenizer, [""])[0])
+    return Encoded(
+        (every * model.config.scaling_factor).half(), tokens, network.tokenize(tokenizer, [""])[0]
+    )
 
 
 class Trainer:
@@ -90,14 +104,12 @@ class Trainer:
         )
         self.alphas = network.scheduler().alphas_cumprod
 
-    def run(self, steps: int, cooldown: int, every: int, report: Callable[[Trainer], None]) -> None:
+    def run(self, steps: int, every: int, report: Callable[[Trainer], None]) -> None:
         """Train up to step ``steps``; call ``report`` every ``every`` steps and at the end."""
         losses, started = [], time.monotonic()
         while self.step < steps:
-            rate = LEARNING_RATE * min(1, (self.step + 1) / WARMUP_STEPS)
-            rate *= min(1, (steps - self.step) / cooldown)
             before = time.process_time()
-            losses.append(self._step(rate))
+            losses.append(self._step(float(np.interp(self.step + 1, *RATES))))
             self.cpu_seconds += time.process_time() - before
             if self.step % 50 == 0 and ranks.rank() == 0:
                 seconds, loss = time.monotonic() - started, np.mean(losses[-200:])
@@ -160,7 +172,11 @@ class Trainer:
         tokens = torch.where(dropped[:, None], self.data.empty, self.data.tokens[rows])
         # One timestep from each of as many equal spans: the loss varies less between batches.
         spans = torch.arange(batch) + torch.rand(batch, generator=draw)
-        timesteps = (spans / batch * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+        times = spans.double().numpy() / batch
+        if self.step >= MIDDLE_FROM:
+            times = np.interp(times, *MIDDLE)
+        last = len(self.alphas) - 1
+        timesteps = torch.from_numpy(times * len(self.alphas)).long().clamp(max=last)
         noise = torch.randn(latents.shape, generator=draw)
         mine = slice(ranks.rank(), None, ranks.count())
         return latents[mine], tokens[mine], timesteps[mine], noise[mine]
