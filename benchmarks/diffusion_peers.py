@@ -7,6 +7,7 @@ Markdown.
 
     python benchmarks/diffusion_peers.py                       # 512 x 512, two threads
     python benchmarks/diffusion_peers.py --size 256 --steps 3 --operations
+    python benchmarks/diffusion_peers.py --parts unet --quantization w8a8
 """
 
 from __future__ import annotations
@@ -83,6 +84,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="with unet/ and vae/; by default random ones")
     parser.add_argument(
+        "--quantization", choices=("w8a8",), help="also the UNet by fuserve, its weights rounded"
+    )
+    parser.add_argument(
         "--operations", action="store_true", help="also where fuserve's time goes, by kind"
     )
     return parser.parse_args()
@@ -106,13 +110,17 @@ def random_folder() -> Path:
 
 def measure(part: str, folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
     """Every engine once a round; medians, the worst of memory, the largest difference."""
-    engines = given.engines.split(",")
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in engines}
+    contestants = {name: CONTESTANTS[name] for name in given.engines.split(",")}
+    if given.quantization and part == "unet":
+        option = f"input_scales={input_scales(folder, given)}"
+        rounded = Contestant("fuserve W8A8", "fuserve_image_worker.py", (option,))
+        contestants[given.quantization] = rounded
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in contestants}
     outputs: dict[str, Any] = {}
     for turn in range(given.rounds):
-        for name in engines:
-            print(f"{part}, round {turn + 1}: {CONTESTANTS[name].label}", file=sys.stderr)
-            answer, outputs[name] = run_worker(CONTESTANTS[name], part, folder, given)
+        for name, contestant in contestants.items():
+            print(f"{part}, round {turn + 1}: {contestant.label}", file=sys.stderr)
+            answer, outputs[name] = run_worker(contestant, part, folder, given)
             print(f"  {answer['seconds']:.2f} s", file=sys.stderr, flush=True)
             runs[name].append(answer)
     oracle = outputs.get("diffusers")
@@ -124,7 +132,7 @@ def measure(part: str, folder: Path, given: argparse.Namespace) -> list[dict[str
         rows.append(
             {
                 **answers[-1],
-                "label": CONTESTANTS[name].label,
+                "label": contestants[name].label,
                 "seconds": median(answer["seconds"] for answer in answers),
                 "peak_rss_bytes": max(answer["peak_rss_bytes"] for answer in answers),
                 "largest_difference": difference,
@@ -133,16 +141,32 @@ def measure(part: str, folder: Path, given: argparse.Namespace) -> list[dict[str
     return rows
 
 
+def input_scales(folder: Path, given: argparse.Namespace) -> Path:
+    """Scales of the convolutions' inputs, measured once for each size."""
+    save = folder / f"input-scales-{given.size}.json"
+    if not save.exists():
+        print("measuring the scales of convolutions' inputs", file=sys.stderr)
+        subprocess.run(worker_command("input_scales.py", "unet", folder, given, save), check=True)
+    return save
+
+
+def worker_command(
+    worker: str, part: str, folder: Path, given: argparse.Namespace, save: Path
+) -> list[str]:
+    """How a script of ``peers`` is called."""
+    command = [sys.executable, str(HERE / "peers" / worker)]
+    command += ["--folder", str(folder / part), "--part", part, "--save", str(save)]
+    command += ["--threads", str(given.threads), "--size", str(given.size)]
+    return [*command, "--steps", str(given.steps)]
+
+
 def run_worker(
     contestant: Contestant, part: str, folder: Path, given: argparse.Namespace
 ) -> tuple[dict[str, Any], Any]:
     """One engine in a process of its own; what it answers, and its output."""
     with tempfile.TemporaryDirectory() as scratch:
         save = Path(scratch) / "output.npy"
-        command = [sys.executable, str(HERE / "peers" / contestant.worker)]
-        command += ["--folder", str(folder / part), "--part", part, "--save", str(save)]
-        command += ["--threads", str(given.threads), "--size", str(given.size)]
-        command += ["--steps", str(given.steps)]
+        command = worker_command(contestant.worker, part, folder, given, save)
         for option in contestant.options:
             command += ["--option", option]
         environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads), "HF_HUB_OFFLINE": "1"}

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from kernel_cases.attentions import measure_attention
 from kernel_cases.contexts import measure_contexts
-from kernel_cases.convs import measure_convs
+from kernel_cases.convs import measure_convs, measure_integer_convs
 from kernel_cases.linears import measure_linears
 from kernel_cases.measure import Ceilings, Claim, Effort, Row
 from kernel_cases.norms import measure_norms
@@ -34,6 +34,7 @@ SECTIONS = {  # those of one thread set torch to one thread
     "attention": (measure_attention, True),
     "norm": (measure_norms, True),
     "conv": (measure_convs, False),
+    "int8_conv": (measure_integer_convs, False),
     "context": (measure_contexts, False),
     "overhead": (measure_overheads, False),
 }

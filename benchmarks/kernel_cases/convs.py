@@ -1,4 +1,4 @@
-"""Convolutions of diffusion models beside torch's."""
+"""Convolutions of diffusion models beside torch's, and in int8 beside those in fp32."""
 
 from __future__ import annotations
 
@@ -6,15 +6,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from fuserve import _native
-from fuserve._native import ThreadPool
-from fuserve.kernels.conv import ConvActivation, ConvMethod, conv_shape, pack_conv, packed_conv
-from fuserve.kernels.machine import measure_fp32, selected_isa
+from fuserve._native import ConvShape, PackedConv, ThreadPool
+from fuserve.kernels.conv import (
+    ConvActivation,
+    ConvMethod,
+    ConvQuantization,
+    conv_shape,
+    pack_conv,
+    pack_conv_codes,
+    packed_conv,
+)
+from fuserve.kernels.machine import measure_fp32, measure_row_dot, selected_isa
 
 from .measure import Call, Effort, Row, in_turns
+
+Filters = npt.NDArray[np.float32]
+"""``[out channels, in channels, size, size]``."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,8 @@ DECODER = [  # its autoencoder
     Layer((128, 0), 3, 512),
 ]
 QUICK = [UNET[0], UNET[2], UNET[5], DECODER[0]]
+INTEGER = [layer for layer in UNET if min(layer.channels[0], layer.out_channels) >= 32]
+LARGEST_INPUT = 5.0  # of SiLU of standard normal values, of which int8 has 127 steps
 METHODS = {
     ConvMethod.DIRECT: "conv",
     ConvMethod.WINOGRAD2: "conv F(2x2)",
@@ -79,22 +93,45 @@ def measure_convs(effort: Effort, quick: bool) -> Iterator[Row]:
         yield from _measure_layer(layer, pool, effort)
 
 
+def measure_integer_convs(effort: Effort, quick: bool) -> Iterator[Row]:
+    """Every layer of the denoiser in int8, beside the fastest of the methods in fp32."""
+    pool = ThreadPool(effort.threads)
+    for layer in [layer for layer in QUICK if layer in INTEGER] if quick else INTEGER:
+        ceiling = measure_row_dot(effort.threads)
+        rng = np.random.default_rng(sum(layer.channels))
+        filters = _filters(layer, rng)
+        calls: dict[str, tuple[Call, int]] = {
+            METHODS[method]: (_our_conv(layer, filters, method, pool), 1)
+            for method in _methods(layer)
+        }
+        calls["conv int8"] = (_our_conv(layer, filters, ConvMethod.INTEGER, pool), 1)
+        seconds = in_turns(calls, effort)
+        ours = seconds.pop("conv int8")
+        best = min(seconds, key=lambda name: seconds[name])
+        yield Row(
+            "conv int8",
+            layer.name,
+            layer.case,
+            ours,
+            _operations(layer, layer.filter**2) / ours / 1e9,
+            "GOP/s",
+            "row dot",
+            ceiling / 1e9,
+            best,
+            seconds[best],
+        )
+
+
 def _measure_layer(layer: Layer, pool: ThreadPool, effort: Effort) -> Iterator[Row]:
     ceiling = measure_fp32(effort.threads)
     rng = np.random.default_rng(sum(layer.channels))
-    total = sum(layer.channels)
-    weights = rng.standard_normal((layer.out_channels, total, layer.filter, layer.filter))
-    filters = weights.astype(np.float32)
-    has_winograd = layer.filter == 3 and layer.stride == 1 and not layer.upsample
-    methods = list(METHODS) if has_winograd else [ConvMethod.DIRECT]
+    filters, methods = _filters(layer, rng), _methods(layer)
     calls: dict[str, tuple[Call, int]] = {
         METHODS[method]: (_our_conv(layer, filters, method, pool), 1) for method in methods
     }
     calls["conv2d"] = (_torch_conv(layer, filters), 1)
     seconds = in_turns(calls, effort)
-    out = layer.size * (2 if layer.upsample else 1) // layer.stride
-    taps = 4 if layer.upsample else layer.filter**2
-    operations = 2 * layer.batch * out * out * layer.out_channels * total * taps
+    operations = _operations(layer, 4 if layer.upsample else layer.filter**2)
     for method in methods:
         ours = seconds[METHODS[method]]
         yield Row(
@@ -111,12 +148,36 @@ def _measure_layer(layer: Layer, pool: ThreadPool, effort: Effort) -> Iterator[R
         )
 
 
-def _our_conv(
-    layer: Layer,
-    filters: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-    method: ConvMethod,
-    pool: ThreadPool,
-) -> Call:
+def _filters(layer: Layer, rng: np.random.Generator) -> Filters:
+    shape = (layer.out_channels, sum(layer.channels), layer.filter, layer.filter)
+    return rng.standard_normal(shape, np.float32)
+
+
+def _methods(layer: Layer) -> list[ConvMethod]:
+    """Those in fp32 that can compute it."""
+    has_winograd = layer.filter == 3 and layer.stride == 1 and not layer.upsample
+    return list(METHODS) if has_winograd else [ConvMethod.DIRECT]
+
+
+def _operations(layer: Layer, taps: int) -> int:
+    """Multiplications and additions of so many taps of a filter."""
+    out = layer.size * (2 if layer.upsample else 1) // layer.stride
+    return 2 * layer.batch * out * out * layer.out_channels * sum(layer.channels) * taps
+
+
+def _packed(shape: ConvShape, filters: Filters, pool: ThreadPool) -> PackedConv:
+    packed = np.empty(shape.packed_bytes, np.uint8)
+    bias = np.zeros(shape.out_channels, np.float32)
+    if shape.method != ConvMethod.INTEGER:
+        pack_conv(shape, filters, packed, pool)
+        return packed_conv(shape, packed, bias)
+    scales = np.abs(filters).max(axis=(1, 2, 3)) / 127
+    codes = np.rint(filters / scales[:, None, None, None]).astype(np.int8)
+    pack_conv_codes(shape, codes, packed, pool)
+    return packed_conv(shape, packed, bias, ConvQuantization(scales, LARGEST_INPUT / 127))
+
+
+def _our_conv(layer: Layer, filters: Filters, method: ConvMethod, pool: ThreadPool) -> Call:
     shape = conv_shape(
         layer.channels,
         layer.out_channels,
@@ -125,9 +186,7 @@ def _our_conv(
         upsample=layer.upsample,
         method=method,
     )
-    packed = np.empty(shape.packed_bytes, np.uint8)
-    pack_conv(shape, filters, packed, pool)
-    conv = packed_conv(shape, packed, np.zeros(layer.out_channels, np.float32))
+    conv = _packed(shape, filters, pool)
     rng = np.random.default_rng(layer.size)
     image = (layer.batch, layer.size, layer.size)
     first, second = (
@@ -143,7 +202,7 @@ def _our_conv(
     )
 
 
-def _torch_conv(layer: Layer, filters: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Call:
+def _torch_conv(layer: Layer, filters: Filters) -> Call:
     """torch's on one source that is normalized, activated and upsampled already, channels last."""
     size = layer.size * (2 if layer.upsample else 1)
     last = torch.channels_last

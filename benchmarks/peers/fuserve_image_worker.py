@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from image_worker import TIMESTEP, TOKENS, Array, ImageWork, run
+from rounded_weights import RoundedWeights
 
 from fuserve._native import ThreadPool
 from fuserve.architectures.fields import Fields
@@ -16,7 +18,7 @@ from fuserve.diffusion.banding import fit
 from fuserve.diffusion.memory_plan import DECODE_BYTES
 from fuserve.diffusion.native import NativeProgram, NativeWorkspace
 from fuserve.diffusion.packed_weights import PackedWeights, PackingOptions
-from fuserve.diffusion.program import Attention, Conv, Linear, Op, Program
+from fuserve.diffusion.program import Attention, Conv, Linear, Op, Program, Weights
 from fuserve.diffusion.unet_program import prompt_program, sinusoids, time_program, unet_program
 from fuserve.diffusion.unet_spec import UNetSpec, unet_spec
 from fuserve.diffusion.vae_program import vae_decoder_program
@@ -26,10 +28,11 @@ from fuserve.kernels.linear import Storage, WeightFormat
 
 
 class Fuserve:
-    """A program and its inputs; ``--option half=1`` keeps weights as float16.
+    """A program and its inputs.
 
-    Decoding takes the memory that it takes in an image model, ``--option whole=1`` as much as is
-    fastest.
+    ``--option half=1`` keeps weights as float16, ``--option input_scales=FILE`` rounds them to
+    int8, with these scales for the inputs of convolutions. Decoding takes the memory that it takes
+    in an image model, ``--option whole=1`` as much as is fastest.
     """
 
     def __init__(self, work: ImageWork) -> None:
@@ -43,7 +46,12 @@ class Fuserve:
         )
         pool = ThreadPool(work.threads)
         self.workspace = NativeWorkspace(pool)
-        self.weights = PackedWeights(CheckpointWeights(stored), pool, options)
+        weights: Weights = CheckpointWeights(stored)
+        if scales := work.option("input_scales"):
+            weights = RoundedWeights(
+                weights, unet_spec(fields), json.loads(Path(scales).read_text())
+            )
+        self.weights = PackedWeights(weights, pool, options)
         side = work.size // 8
         self.inputs = {"latents": work.latents()}
         if work.part == "unet":

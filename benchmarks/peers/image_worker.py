@@ -65,8 +65,8 @@ class ImageEngine(Protocol):
         ...
 
 
-def run(load: Callable[[ImageWork], ImageEngine]) -> None:
-    """Load, measure, and print the result as the last line of stdout."""
+def parse_work() -> ImageWork:
+    """Read the command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--part", choices=("unet", "vae"), required=True)
@@ -76,7 +76,12 @@ def run(load: Callable[[ImageWork], ImageEngine]) -> None:
     parser.add_argument("--save", type=Path, required=True)
     parser.add_argument("--option", action="append", default=[])
     given = vars(parser.parse_args())
-    work = ImageWork(options=tuple(given.pop("option")), **given)
+    return ImageWork(options=tuple(given.pop("option")), **given)
+
+
+def run(load: Callable[[ImageWork], ImageEngine]) -> None:
+    """Load, measure, and print the result as the last line of stdout."""
+    work = parse_work()
     started = time.perf_counter()
     engine = load(work)
     load_s = time.perf_counter() - started

@@ -19,15 +19,19 @@ namespace {
 
 using Images = Array<const float, 4>;
 using Rows = std::optional<Array<const float, 2>>;
+using Vector = std::optional<Array<const float, 1>>;
 using Sides = std::tuple<int, int, int, int>;
 
 ConvMethod checked_method(const ConvShape& shape, int number) {
-  require(number >= 0 && number <= static_cast<int>(ConvMethod::winograd4), "unknown method");
+  require(number >= 0 && number <= static_cast<int>(ConvMethod::integer), "unknown method");
   const auto method = static_cast<ConvMethod>(number);
   require(shape.has_method(method),
-          "Winograd needs size 3 and stride 1, without upsampling, and F(4x4) float32 weights");
+          "Winograd needs size 3 and stride 1, without upsampling, and F(4x4) float32 weights; "
+          "integers are no float16 weights");
   return method;
 }
+
+constexpr int kMostProducts = 65536;  // of int8, up to 255 * 127, that fit an int32 together
 
 ConvShape checked_shape(std::tuple<int, int> channels, int out_channels, int size, int stride,
                         Sides padding, bool upsample, int method, bool half) {
@@ -52,6 +56,8 @@ ConvShape checked_shape(std::tuple<int, int> channels, int out_channels, int siz
   shape.upsample = upsample;
   shape.half = half;
   shape.method = checked_method(shape, method);
+  require(!shape.is_integer() || shape.in_channels() <= kMostProducts / (size * size),
+          "an integer convolution sums at most 65536 products");
   return shape;
 }
 
@@ -179,28 +185,61 @@ void bind_conv(nb::module_& m) {
                     weights.shape(2) == size && weights.shape(3) == size,
                 "weights must be [out channels, in channels, size, size]");
         require(packed.size() == shape.packed_bytes(), "packed has the wrong size");
+        require(!shape.is_integer(), "an integer convolution has codes");
         const SourceType type = source_type(weights, bfloat);
         const nb::gil_scoped_release release;
         pack_conv(shape, type, weights.data(), packed.data(), pool);
       },
       nb::arg("pool"), nb::arg("shape"), nb::arg("weights"), nb::arg("bfloat"), nb::arg("packed"));
 
+  m.def(
+      "pack_conv_codes",
+      [](ThreadPool& pool, const ConvShape& shape, Array<const std::int8_t, 4> codes,
+         Array<std::uint8_t, 1> packed) {
+        const auto size = static_cast<size_t>(shape.size);
+        require(shape.is_integer(), "codes belong to an integer convolution");
+        require(codes.shape(0) == static_cast<size_t>(shape.out_channels) &&
+                    codes.shape(1) == static_cast<size_t>(shape.in_channels()) &&
+                    codes.shape(2) == size && codes.shape(3) == size,
+                "codes must be [out channels, in channels, size, size]");
+        require(packed.size() == shape.packed_bytes(), "packed has the wrong size");
+        const nb::gil_scoped_release release;
+        pack_conv_codes(shape, codes.data(), packed.data(), pool);
+      },
+      nb::arg("pool"), nb::arg("shape"), nb::arg("codes"), nb::arg("packed"));
+
   nb::class_<ConvHandle>(m, "PackedConv")
       .def(
           "__init__",
           [](ConvHandle* self, const ConvShape& shape, Array<const std::uint8_t, 1> data,
-             const std::optional<Array<const float, 1>>& bias) {
+             const Vector& bias, float input_scale, const Vector& scales,
+             const Vector& multiplier) {
             require(data.size() == shape.packed_bytes(), "packed data has the wrong size");
             require(!bias || bias->size() == static_cast<size_t>(shape.tiles() * kTileRows),
                     "bias must have 16 values a tile");
+            require(shape.is_integer() == scales.has_value() &&
+                        shape.is_integer() == (input_scale > 0.0F) &&
+                        (shape.is_integer() || !multiplier),
+                    "an integer convolution has a positive scale of its input and scales, and no "
+                    "other has them");
+            require(!scales || scales->size() == static_cast<size_t>(shape.tiles() * kTileRows),
+                    "scales must have 16 values a tile");
+            require(!multiplier || multiplier->size() == static_cast<size_t>(shape.in_channels()),
+                    "multiplier must be [in channels]");
             new (self) ConvHandle();
             static_cast<ConvShape&>(self->weights) = shape;
             self->weights.data = data.data();
             self->weights.bias = bias ? bias->data() : nullptr;
             self->data = nb::cast(data);
             if (bias) self->bias = nb::cast(*bias);
+            self->weights.input_scale = input_scale;
+            self->weights.scales = scales ? scales->data() : nullptr;
+            self->weights.multiplier = multiplier ? multiplier->data() : nullptr;
+            if (scales) self->scales = nb::cast(*scales);
+            if (multiplier) self->multiplier = nb::cast(*multiplier);
           },
-          nb::arg("shape"), nb::arg("data"), nb::arg("bias").none())
+          nb::arg("shape"), nb::arg("data"), nb::arg("bias").none(), nb::arg("input_scale") = 0.0F,
+          nb::arg("scales").none() = nb::none(), nb::arg("multiplier").none() = nb::none())
       .def_prop_ro("shape", [](const ConvHandle& self) -> ConvShape { return self.weights; });
 
   m.def("convolve", &convolve, nb::arg("isa"), nb::arg("pool"), nb::arg("weights"),

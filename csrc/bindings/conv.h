@@ -8,7 +8,7 @@ namespace fuserve::bindings {
 
 struct ConvHandle {
   PackedConv weights;
-  nb::object data, bias;
+  nb::object data, bias, scales, multiplier;
 };
 
 }  // namespace fuserve::bindings

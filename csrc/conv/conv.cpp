@@ -1,6 +1,7 @@
 #include "conv/conv.h"
 
 #include "conv/direct.h"
+#include "conv/integer.h"
 #include "conv/winograd.h"
 
 namespace fuserve::FUSERVE_ISA {
@@ -9,6 +10,8 @@ void conv_unit(const PackedConv& w, const ConvInput& input, const ConvEpilogue& 
                const ConvUnit& unit, float* out, Scratch& scratch) {
   if (w.method == ConvMethod::direct)
     direct_unit(w, input, epilogue, unit, out, scratch);
+  else if (w.is_integer())
+    integer_unit(w, input, epilogue, unit, out, scratch);
   else
     winograd_unit(w, input, epilogue, unit, out, scratch);
 }

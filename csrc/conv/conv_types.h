@@ -12,7 +12,8 @@ namespace fuserve {
 enum class ConvMethod : int {
   direct = 0,
   winograd2 = 1,  // F(2x2, 3x3) of arXiv 1509.09308
-  winograd4 = 2   // F(4x4, 3x3)
+  winograd4 = 2,  // F(4x4, 3x3)
+  integer = 3     // directly, int8 weights with int8 inputs
 };
 
 enum class ConvActivation : int { none = 0, relu = 1, silu = 2 };
@@ -38,31 +39,38 @@ struct ConvShape {
   // F(4x4) makes 20 times as much of the rounding of binary16 weights as the others.
   bool has_method(ConvMethod m) const {
     if (m == ConvMethod::direct) return true;
+    if (m == ConvMethod::integer) return !half;
     return size == 3 && stride == 1 && !upsample && !(half && m == ConvMethod::winograd4);
+  }
+  bool is_integer() const { return method == ConvMethod::integer; }
+  bool is_winograd() const {
+    return method == ConvMethod::winograd2 || method == ConvMethod::winograd4;
   }
   int in_channels() const { return channels[0] + channels[1]; }
   int tiles() const { return ceil_div(out_channels, kTileRows); }
 
   // Output pixels of a parity of row and column see an upsampled image through 2x2 of its pixels:
-  // four convolutions, whose weights are sums of the nine.
-  int phases() const { return upsample ? 4 : 1; }
-  int tap_rows() const { return upsample ? 2 : size; }
-  int taps() const { return method == ConvMethod::direct ? tap_rows() * tap_rows() : 1; }
+  // four convolutions, whose weights are sums of the nine. Sums of int8 are not int8 any more, and
+  // in fp32 they would be seven times as large: integers see the enlarged image.
+  bool has_phases() const { return upsample && !is_integer(); }
+  int phases() const { return has_phases() ? 4 : 1; }
+  int tap_rows() const { return has_phases() ? 2 : size; }
+  int taps() const { return is_winograd() ? 1 : tap_rows() * tap_rows(); }
 
   // Winograd: rows of outputs of a tile, and its component products.
   int tile_outputs() const { return method == ConvMethod::winograd4 ? 4 : 2; }
-  int components() const {
-    return method == ConvMethod::direct ? 1 : (tile_outputs() + 2) * (tile_outputs() + 2);
-  }
+  int components() const { return is_winograd() ? (tile_outputs() + 2) * (tile_outputs() + 2) : 1; }
 
   int out_height(int height) const { return extent(height, top + bottom); }
   int out_width(int width) const { return extent(width, left + right); }
   // Output rows that units begin at multiples of.
-  int row_step() const { return method != ConvMethod::direct ? tile_outputs() : upsample ? 2 : 1; }
+  int row_step() const { return is_winograd() ? tile_outputs() : has_phases() ? 2 : 1; }
 
-  // A panel of 16 outputs of a block is at most half of a 32 KB first-level cache.
+  // A panel of 16 outputs of a block is at most half of a 32 KB first-level cache. In int8 a block
+  // of a 3x3 filter is a cache line of each pixel.
   int block_channels() const {
-    return taps() == 9 || method != ConvMethod::direct ? 32 : kPanelValues / taps();
+    if (is_integer()) return taps() == 9 ? 64 : 512;
+    return taps() == 9 || is_winograd() ? 32 : kPanelValues / taps();
   }
   int blocks_of(int source) const {
     return ceil_div(channels[static_cast<size_t>(source)], block_channels());
@@ -80,13 +88,26 @@ struct ConvShape {
     return static_cast<size_t>(phases() * taps() * components()) *
            static_cast<size_t>(tiles() * kTileRows) * static_cast<size_t>(in_channels());
   }
-  size_t packed_bytes() const { return packed_values() * (half ? 2 : 4); }
+  size_t packed_bytes() const {
+    if (is_integer()) return integer_panel(padded(0) + padded(1)) * static_cast<size_t>(tiles());
+    return packed_values() * (half ? 2 : 4);
+  }
   // Direct: [block][phase][tile] panels of [tap][channel][16].
   size_t panel_offset(const ChannelBlock& at, int phase, int tile) const {
     const auto panels = static_cast<size_t>(phases() * tiles());
     const auto row = static_cast<size_t>(taps() * kTileRows);
     return row * (panels * static_cast<size_t>(at.channel) +
                   static_cast<size_t>(phase * tiles() + tile) * static_cast<size_t>(at.count));
+  }
+  // Integer, in bytes: [block][tile] panels of [tap][four channels][16][4], the bytes being q +
+  // 128; a source's channels are padded to 32 with zeros.
+  size_t integer_panel(int padded_channels) const {
+    return static_cast<size_t>(taps() * kTileRows) * static_cast<size_t>(padded_channels);
+  }
+  size_t integer_offset(const ChannelBlock& at, int tile) const {
+    const int channel = at.source * padded(0) + at.first;
+    return integer_panel(channel) * static_cast<size_t>(tiles()) +
+           integer_panel(round_up(at.count, kBlockCols)) * static_cast<size_t>(tile);
   }
   // Winograd: [tile][component] panels of [channel][16].
   size_t component_offset(int tile, int component) const {
@@ -96,6 +117,9 @@ struct ConvShape {
 
  private:
   static constexpr int kPanelValues = 256;
+  int padded(int source) const {
+    return round_up(channels[static_cast<size_t>(source)], kBlockCols);
+  }
   int extent(int in, int padding) const {
     return upsample ? 2 * in : (in + padding - size) / stride + 1;
   }
@@ -104,6 +128,11 @@ struct ConvShape {
 struct PackedConv : ConvShape {
   const std::uint8_t* data = nullptr;
   const float* bias = nullptr;  // [tiles * 16], zero in the padding; null: none
+  // Integer: the input x stands for round(x * multiplier / input_scale), the sums of the products
+  // for sum * input_scale * scales.
+  float input_scale = 0.0F;
+  const float* multiplier = nullptr;  // [in channels]; null: one everywhere
+  const float* scales = nullptr;      // [tiles * 16]
 };
 
 // One image, before padding and upsampling. What the product sees of it is x * scale + shift, where

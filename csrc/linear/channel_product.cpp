@@ -28,7 +28,7 @@ void add_loose_quads(const std::uint8_t* weights, std::ptrdiff_t tile_stride, co
     const LooseQuad* end = quad + x.header(row + t).loose.count;
     for (; quad != end; ++quad)
       for (int r = 0; r < R; ++r)
-        add_byte_quad(weights + r * tile_stride + quad->first / 4 * 64, quad->values, acc[r][t]);
+        add_loose_quad(weights + r * tile_stride + quad->first / 4 * 64, quad->values, acc[r][t]);
   }
 }
 

@@ -78,4 +78,11 @@ LooseQuads take_out_quads(std::int8_t* row, int cols, LooseQuad* list) {
   return {0, Quads};
 }
 
+// acc += a loose quad's products. weights: those of 16 rows for its features.
+// A template, as instruction sets without such quads do not know the product.
+template <class Sums>
+inline void add_loose_quad(const std::uint8_t* weights, const std::int8_t* values, Sums& acc) {
+  add_byte_quad(weights, values, acc);
+}
+
 }  // namespace fuserve::FUSERVE_ISA

@@ -150,6 +150,11 @@ inline I32x16 load_i32(const void* p) {
   const auto* q = static_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
 }
+inline void store_i32(void* p, I32x16 a) {
+  auto* q = static_cast<__m256i*>(p);
+  _mm256_storeu_si256(q, a.lo);
+  _mm256_storeu_si256(q + 1, a.hi);
+}
 // Byte `index` of each lane, sign extended.
 inline I32x16 signed_byte(I32x16 a, int index) {
   const auto one = [left = 24 - 8 * index](__m256i x) {

@@ -99,6 +99,7 @@ inline float reduce_max(F32x16 a) { return _mm512_reduce_max_ps(a.v); }
 
 inline I32x16 to_int(F32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
 inline I32x16 load_i32(const void* p) { return {_mm512_loadu_si512(p)}; }
+inline void store_i32(void* p, I32x16 a) { _mm512_storeu_si512(p, a.v); }
 // Byte `index` of each lane, sign extended.
 inline I32x16 signed_byte(I32x16 a, int index) {
   const auto left = static_cast<unsigned>(24 - 8 * index);

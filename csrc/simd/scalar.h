@@ -142,6 +142,7 @@ inline I32x16 load_i32(const void* p) {
   std::memcpy(r.v, p, sizeof r.v);
   return r;
 }
+inline void store_i32(void* p, I32x16 a) { std::memcpy(p, a.v, sizeof a.v); }
 // Byte `index` of each lane, sign extended.
 inline I32x16 signed_byte(I32x16 a, int index) {
   I32x16 r;

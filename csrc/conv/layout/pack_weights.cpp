@@ -60,7 +60,7 @@ struct Packer {
 };
 
 void Packer::derive(const float* filter, float* derived) const {
-  if (shape.method != ConvMethod::direct) {
+  if (shape.is_winograd()) {
     const bool four = shape.method == ConvMethod::winograd4;
     transform_filter(four ? kFilter4 : kFilter2, four ? 6 : 4, filter, derived);
   } else if (shape.upsample) {

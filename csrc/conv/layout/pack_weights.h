@@ -11,4 +11,8 @@ namespace fuserve {
 void pack_conv(const ConvShape& shape, SourceType type, const void* weights, std::uint8_t* packed,
                ThreadPool& pool);
 
+// The same for the int8 codes of an integer convolution.
+void pack_conv_codes(const ConvShape& shape, const std::int8_t* codes, std::uint8_t* packed,
+                     ThreadPool& pool);
+
 }  // namespace fuserve

@@ -7,6 +7,8 @@ namespace {
 
 // Rough costs in cycles, for choosing among cuts alone: sixteen multiply-adds are one.
 constexpr double kPackValue = 0.3;       // normalizing a value of the input
+constexpr double kQuantizeValue = 3.0;   // with SiLU
+constexpr double kIntegerRate = 2.3;     // multiply-adds of int8, over fp32's
 constexpr double kTransformValue = 0.6;  // a component of a value of the input
 constexpr double kWeightByte = 0.1;      // reading weights, of which prefetching hides much
 constexpr double kSpilledSum = 0.3;      // a sum that leaves the second-level cache, for each block
@@ -17,13 +19,14 @@ double cost(const ConvShape& shape, int width, int rows, int tiles) {
   const double channels = shape.in_channels(), pixels = double{1} * rows * width;
   const double window = (rows * shape.stride / (shape.upsample ? 2.0 : 1.0) + shape.size - 1) *
                         (width * shape.stride / (shape.upsample ? 2.0 : 1.0) + shape.size - 1);
-  const double pack = kPackValue * window * channels;
+  const double pack = (shape.is_integer() ? kQuantizeValue : kPackValue) * window * channels;
   const double weights =
       kWeightByte * static_cast<double>(shape.packed_bytes()) * tiles / shape.tiles();
-  if (shape.method == ConvMethod::direct) {
+  if (!shape.is_winograd()) {
     const double sums = pixels * tiles * kTileRows;
     const double spilled = sums > kCachedSums ? kSpilledSum * sums * shape.blocks() : 0.0;
-    return pixels * channels * shape.taps() * tiles + pack + weights + spilled;
+    const double products = pixels * channels * shape.taps() * tiles;
+    return (shape.is_integer() ? products / kIntegerRate : products) + pack + weights + spilled;
   }
   const int m = shape.tile_outputs();
   const double transformed = ceil_div(rows, m) * ceil_div(width, m) * shape.components() * channels;

@@ -93,6 +93,28 @@ def find_diffusion_model(model: str | Path) -> Path:
     )
 
 
+def is_diffusion_model(model: str) -> bool:
+    """Whether the argument means a diffusion model, as far as can be told without fetching it all.
+
+    Of a hub id its ``model_index.json`` is looked for; where the hub cannot be asked, the answer is
+    no.
+    """
+    if model == DEMO_DIFFUSION:
+        return True
+    path = Path(os.path.expanduser(model))
+    if os.path.exists(path):
+        return path.suffix == ".safetensors" or os.path.exists(path / "model_index.json")
+    if not _HUB_ID.fullmatch(model) or model == DEMO:
+        return False
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(model, "model_index.json")
+    except Exception:  # its HTTP client's errors come through, and differ by version
+        return False
+    return True
+
+
 def find_tokenizer(model: str | Path) -> Path:
     """The folder with a tokenizer's files that the argument means: a folder, or a hub id's."""
     path = Path(os.path.expanduser(model))

@@ -11,6 +11,7 @@ import typer
 
 from fuserve.cli.flags import MODEL_HELP, Debug, Json
 from fuserve.cli.output import WorkProgress, human_bytes, note, print_facts, print_json
+from fuserve.cli.quantize_images import ImageCalibrationFlags, quantize_images
 from fuserve.errors import InvalidRequestError
 
 _PANEL = "Calibration"
@@ -38,7 +39,11 @@ class CalibrationFlags:
     alpha: Annotated[
         float | None,
         _calibration(
-            "--alpha", help="SmoothQuant's migration strength; searched by default.", min=0, max=1
+            "--alpha",
+            help="SmoothQuant's migration strength; by default searched, and 0.7 for int8 weights "
+            "of diffusion models.",
+            min=0,
+            max=1,
         ),
     ] = None
     pieces: Annotated[
@@ -65,10 +70,11 @@ def quantize(
             "--scheme",
             "-s",
             help="int8, int4, llm-int8, w8a8, w8a8-static, smoothquant, smoothquant-static, gptq, "
-            "gptq-int8, awq or awq-int8.",
+            "gptq-int8, awq or awq-int8; of a diffusion model w8a8, w8a8-static or w4a8.",
         ),
     ],
     flags: CalibrationFlags,
+    image_flags: ImageCalibrationFlags,
     group_size: Annotated[
         int | None,
         typer.Option("--group-size", help="Inputs sharing a scale: 32, 64, 128; 0: per channel."),
@@ -93,15 +99,32 @@ def quantize(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a quantized copy of a model as a Hugging Face folder.
+    """Write a quantized copy of a model as a Hugging Face folder, or as a diffusers folder.
 
-    An interrupted run goes on where it was when the same command is given again.
+    A language model's interrupted run goes on where it was when the same command is given again.
     """
     from fuserve.calibration import CalibrationOptions, quantize_model
     from fuserve.checkpoints import open_checkpoint
+    from fuserve.checkpoints.find import is_diffusion_model
     from fuserve.quantization import LayerChoice, recipe_named
     from fuserve.quantization.smoothquant import Smoothing
 
+    if is_diffusion_model(model):
+        if flags != CalibrationFlags(alpha=flags.alpha, seed=flags.seed) or layout != "auto":
+            raise InvalidRequestError(
+                "A diffusion model is calibrated on prompts: of a language model's options only "
+                "--alpha, --seed, --group-size and --layer are for it."
+            )
+        grid = (scheme, group_size, symmetric)
+        quantize_images(
+            model, output, grid, layer or [], flags.alpha, flags.seed, image_flags, json=json
+        )
+        return
+    if image_flags != ImageCalibrationFlags():
+        raise InvalidRequestError(
+            "--prompts, --num-prompts, --steps, --guidance-scale and --dtype are for diffusion "
+            f"models, and {model} has no model_index.json."
+        )
     choice = LayerChoice.parse(recipe_named(scheme, group_size, symmetric), layer or [])
     if flags.text is not None and not any(one.needs_calibration for one in choice.recipes):
         raise InvalidRequestError(f"--scheme {scheme} needs no calibration: leave out --text.")

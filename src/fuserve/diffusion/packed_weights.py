@@ -8,11 +8,40 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from fuserve._native import ConvShape, GroupNorm, Norm, PackedConv, PackedLinear, ThreadPool
+from fuserve._native import (
+    ConvShape,
+    GroupNorm,
+    LinearShape,
+    Norm,
+    PackedConv,
+    PackedLinear,
+    ThreadPool,
+)
 from fuserve.diffusion import program as ops
 from fuserve.diffusion.conv_method import usual_method
-from fuserve.kernels.conv import ConvMethod, conv_shape, pack_conv, packed_conv
-from fuserve.kernels.linear import Storage, WeightFormat, pack_floats, packed_linear
+from fuserve.diffusion.packed_integers import (
+    conv_quantization,
+    linear_codes,
+    linear_input,
+    linear_storage,
+    stacked,
+)
+from fuserve.kernels.conv import (
+    ConvMethod,
+    ConvQuantization,
+    conv_shape,
+    pack_conv,
+    pack_conv_codes,
+    packed_conv,
+)
+from fuserve.kernels.linear import (
+    LinearInput,
+    Storage,
+    WeightFormat,
+    pack_codes,
+    pack_floats,
+    packed_linear,
+)
 
 FLOAT32 = Storage(WeightFormat.F32)
 
@@ -51,6 +80,15 @@ class PackingOptions:
         return usual_method(op, half=self.half_conv)
 
 
+@dataclass(frozen=True, slots=True)
+class _PackedConv:
+    """What convolutions of one weight share; how an image is padded does not change it."""
+
+    weights: Packed
+    bias: ops.Array | None
+    quantization: ConvQuantization | None
+
+
 class PackedWeights:
     """One checkpoint's tensors as operations want them, packed when they are first asked for.
 
@@ -69,7 +107,7 @@ class PackedWeights:
         self._weights, self._pool, self._options = weights, pool, options
         self._vectors: dict[str, ops.Array] = {}
         self._linears: dict[tuple[object, ...], PackedLinear] = {}
-        self._convs: dict[tuple[object, ...], tuple[Packed, ops.Array | None]] = {}
+        self._convs: dict[tuple[object, ...], _PackedConv] = {}
         self.packed_bytes = 0
         """What all packed weights take so far."""
 
@@ -85,57 +123,23 @@ class PackedWeights:
     def linear(self, op: ops.Linear) -> PackedLinear:
         """The stacked matrices of an operation."""
         parts = [self._weights.shape(name)[0] for name in op.weight]
-        total, cols = sum(parts), op.source.channels
         # Equal parts, and geglu's values and gates, start on tiles of their own.
         group = parts[0] if len(parts) > 1 and len(set(parts)) == 1 else 0
         if op.activation == "geglu":
-            group = total // 2
+            group = sum(parts) // 2
         key = (op.weight, group)
-        if key in self._linears:
-            return self._linears[key]
-        storage = self._options.storage(op)
-        shape = storage.shape(total, cols, group)
-        packed = self._memory(shape.packed_bytes)
-        if len(parts) == 1:
-            pack_floats(shape, self._matrix(op.weight[0], cols), packed, self._pool)
-        elif group == parts[0] or all(part % TILE_ROWS == 0 for part in parts):
-            first = 0
-            for name, part in zip(op.weight, parts, strict=True):
-                own = storage.shape(part, cols)
-                slot = packed[first : first + own.packed_bytes]
-                pack_floats(own, self._matrix(name, cols), slot, self._pool)
-                self._weights.release(name)
-                first += own.packed_bytes
-        else:
-            stacked = np.concatenate([self._matrix(name, cols) for name in op.weight])
-            pack_floats(shape, stacked, packed, self._pool)
-        for name in op.weight:
-            self._weights.release(name)
-        bias = None
-        if op.bias:
-            rows = self._bias(op.bias).reshape(-1, group or total)
-            bias = np.pad(rows, ((0, 0), (0, -rows.shape[1] % TILE_ROWS))).reshape(-1)
-        self._linears[key] = packed_linear(shape, packed, bias)
+        if key not in self._linears:
+            self._linears[key] = self._pack_linear(op, group)
         return self._linears[key]
 
     def conv(self, op: ops.Conv) -> PackedConv:
-        """The weights of a convolution, as its method for this size wants them."""
-        first, *rest = (source.channels for source in op.sources)
-        shape = conv_shape(
-            (first, rest[0] if rest else 0),
-            op.out.channels,
-            op.size,
-            stride=op.stride,
-            padding=op.padding,
-            upsample=op.upsample,
-            method=self._options.method(op),
-            half=self._options.half_conv,
-        )
-        key = (op.weight, first, op.stride, op.upsample)
+        """The weights of a convolution, as its method wants them."""
+        key = (op.weight, op.sources[0].channels, op.stride, op.upsample)
         if key not in self._convs:
-            self._convs[key] = self._pack_conv(op, shape)
-        packed, bias = self._convs[key]
-        return packed_conv(shape, packed, bias)  # padding does not change how they are packed
+            self._convs[key] = self._pack_conv(op)
+        packed = self._convs[key]
+        shape = self._conv_shape(op, is_integer=packed.quantization is not None)
+        return packed_conv(shape, packed.weights, packed.bias, packed.quantization)
 
     def forget(self, names: Collection[str]) -> None:
         """Let go of what was packed of these tensors; programs that use it keep it alive."""
@@ -145,15 +149,74 @@ class PackedWeights:
         for key in [key for key in self._convs if not gone.isdisjoint(_names(key))]:
             del self._convs[key]
 
-    def _pack_conv(self, op: ops.Conv, shape: ConvShape) -> tuple[Packed, ops.Array | None]:
-        packed = self._memory(shape.packed_bytes)
-        size = (-1, shape.in_channels, op.size, op.size)
-        parts = [self._weights.float32(name).reshape(size) for name in op.weight]
-        stacked = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        pack_conv(shape, np.ascontiguousarray(stacked), packed, self._pool)
+    def _pack_linear(self, op: ops.Linear, group: int) -> PackedLinear:
+        parts = [self._weights.shape(name)[0] for name in op.weight]
+        total, cols = sum(parts), op.source.channels
+        quantized = stacked(self._weights, op.weight)
+        if quantized is None:
+            shape = self._options.storage(op).shape(total, cols, group)
+            packed, given = self._memory(shape.packed_bytes), LinearInput()
+            self._pack_floats(op, parts, shape, packed, group)
+        else:
+            shape = linear_storage(quantized, op.name).shape(total, cols, group)
+            packed, given = self._memory(shape.packed_bytes), linear_input(quantized)
+            pack_codes(shape, linear_codes(quantized), packed, self._pool)
         for name in op.weight:
             self._weights.release(name)
-        return packed, self._bias(op.bias) if op.bias else None
+        bias = None
+        if op.bias:
+            rows = self._bias(op.bias).reshape(-1, group or total)
+            bias = np.pad(rows, ((0, 0), (0, -rows.shape[1] % TILE_ROWS))).reshape(-1)
+        return packed_linear(shape, packed, bias, given)
+
+    def _pack_floats(
+        self, op: ops.Linear, parts: list[int], shape: LinearShape, packed: Packed, group: int
+    ) -> None:
+        cols = op.source.channels
+        if len(parts) == 1:
+            pack_floats(shape, self._matrix(op.weight[0], cols), packed, self._pool)
+        elif group == parts[0] or all(part % TILE_ROWS == 0 for part in parts):
+            first = 0
+            for name, part in zip(op.weight, parts, strict=True):
+                own = self._options.storage(op).shape(part, cols)
+                slot = packed[first : first + own.packed_bytes]
+                pack_floats(own, self._matrix(name, cols), slot, self._pool)
+                self._weights.release(name)
+                first += own.packed_bytes
+        else:
+            matrix = np.concatenate([self._matrix(name, cols) for name in op.weight])
+            pack_floats(shape, matrix, packed, self._pool)
+
+    def _pack_conv(self, op: ops.Conv) -> _PackedConv:
+        quantized = stacked(self._weights, op.weight)
+        shape = self._conv_shape(op, is_integer=quantized is not None)
+        size = (-1, shape.in_channels, op.size, op.size)
+        packed = self._memory(shape.packed_bytes)
+        quantization = None
+        if quantized is None:
+            parts = [self._weights.float32(name).reshape(size) for name in op.weight]
+            values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            pack_conv(shape, np.ascontiguousarray(values), packed, self._pool)
+        else:
+            quantization = conv_quantization(quantized, op.name)
+            codes = np.ascontiguousarray(quantized.values.reshape(size))
+            pack_conv_codes(shape, codes, packed, self._pool)
+        for name in op.weight:
+            self._weights.release(name)
+        return _PackedConv(packed, self._bias(op.bias) if op.bias else None, quantization)
+
+    def _conv_shape(self, op: ops.Conv, *, is_integer: bool) -> ConvShape:
+        first, *rest = (source.channels for source in op.sources)
+        return conv_shape(
+            (first, rest[0] if rest else 0),
+            op.out.channels,
+            op.size,
+            stride=op.stride,
+            padding=op.padding,
+            upsample=op.upsample,
+            method=ConvMethod.INTEGER if is_integer else self._options.method(op),
+            half=not is_integer and self._options.half_conv,
+        )
 
     def _matrix(self, name: str, cols: int) -> ops.Array:
         return np.ascontiguousarray(self._weights.float32(name).reshape(-1, cols))

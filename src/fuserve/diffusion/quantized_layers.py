@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-import numpy as np
-
 from fuserve.checkpoints.quantized.compressed_tensors import compressed_layers
 from fuserve.checkpoints.quantized.stored_layer import StoredLayer, refuse
 from fuserve.checkpoints.safetensors_folder import StoredTensors
@@ -38,14 +36,18 @@ def quantized_layers(stored: StoredTensors, config: object) -> dict[str, StoredL
             f"Supported: {', '.join(METHODS)}. Quantize the original model with fuserve quantize."
         )
     layers = compressed_layers(stored, config)
-    return {f"{module}.weight": layer for module, layer in layers.items()}
+    by_weight = {f"{module}.weight": layer for module, layer in layers.items()}
+    for name in stored.tensor_names():
+        if name.endswith(".weight") and stored.dtype(name) == "I8" and name not in by_weight:
+            refuse(stored, name, "is of integers, but its weight_scale is missing.")
+    return by_weight
 
 
 def check_layers(programs: tuple[Program, ...], weights: CheckpointWeights) -> None:
     """Check that there is arithmetic for every quantized layer, as far as headers tell.
 
     Raises:
-        CheckpointError: matrices of one operation want different inputs.
+        CheckpointError: matrices of one operation have different schemes.
         UnsupportedModelError: a scheme that there is no arithmetic for; the layer is named.
     """
     for program in programs:
@@ -65,8 +67,6 @@ def _check_layer(op: Conv | Linear, weights: CheckpointWeights) -> None:
         if layer.vectors - {"input_smoothing"}:
             _unsupported(weights, name, "inputs that are shifted", "symmetric inputs")
         _check_scheme(op, name, layer.scheme, weights)
-        if layer is not first and not _same_inputs(layer, first):
-            refuse(weights.stored, name, f"wants other inputs than {op.weight[0]}.")
 
 
 def _check_scheme(
@@ -80,16 +80,6 @@ def _check_scheme(
         wanted = "int8 with int8 inputs, or symmetric int4 in groups"
     if scheme.activations not in supported or not scheme.symmetric:
         _unsupported(weights, name, scheme.describe(), wanted)
-
-
-def _same_inputs(one: StoredLayer, other: StoredLayer) -> bool:
-    """Whether inputs are scaled and smoothed alike; only some rows are read."""
-    layers = [layer.piece((0, min(8, layer.shape[0])), None) for layer in (one, other)]
-    smoothings = [layer.input_smoothing for layer in layers]
-    alike = (smoothings[0] is None) == (smoothings[1] is None)
-    if alike and smoothings[0] is not None and smoothings[1] is not None:
-        alike = np.array_equal(smoothings[0], smoothings[1])
-    return alike and layers[0].input_scale == layers[1].input_scale
 
 
 def _unsupported(weights: CheckpointWeights, name: str, what: str, supported: str) -> NoReturn:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fuserve.diffusion.packed_integers import stacked
 from fuserve.diffusion.program import (
     SUMMED_PIXELS,
     Array,
@@ -36,6 +37,12 @@ try:
     from torch.nn import functional
 except ImportError as error:
     raise MissingExtraError("torch", "torch", "The reference executor") from error
+
+from fuserve.diffusion.quantized_reference import (
+    quantized_conv,
+    quantized_conv_input,
+    quantized_linear,
+)
 
 
 def _geglu(x: Tensor) -> Tensor:
@@ -112,8 +119,7 @@ class ReferenceExecutor:
             case Conv():
                 return self._conv(op, read)
             case Linear():
-                x = self._normalized(op.norm, read(op.source))
-                x = functional.linear(x, self._stack(op.weight), self._bias(op.bias))
+                x = self._linear(op, self._normalized(op.norm, read(op.source)))
                 if op.residual is not None:
                     x = x + read(op.residual).reshape(x.shape)
                 return ACTIVATIONS[op.activation](x)
@@ -125,17 +131,35 @@ class ReferenceExecutor:
             case ChannelSums():
                 return _channel_sums(op, read)
 
+    def _linear(self, op: Linear, x: Tensor) -> Tensor:
+        bias = self._bias(op.bias)
+        quantized = stacked(self._weights, op.weight)
+        if quantized is None:
+            return functional.linear(x, self._stack(op.weight), bias)
+        x = quantized_linear(quantized, x)
+        return x if bias is None else x + bias
+
     def _conv(self, op: Conv, read: Callable[[Value], Tensor]) -> Tensor:
         x = torch.cat([read(source) for source in op.sources], dim=-1)
         x = self._normalized(op.norm, x, _moments(op.sums, read))
+        quantized = stacked(self._weights, op.weight)
+        if quantized is not None:
+            x = quantized_conv_input(quantized, x)
         x = x.permute(0, 3, 1, 2)  # [B, C, H, W]
         if op.upsample:
             x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
         top, left, bottom, right = op.padding
         x = functional.pad(x, (left, right, top, bottom))
-        weight = self._stack(op.weight)
-        weight = weight.view(*weight.shape[:2], op.size, op.size)
-        x = functional.conv2d(x, weight, self._bias(op.bias), op.stride).permute(0, 2, 3, 1)
+        if quantized is not None:
+            x = quantized_conv(quantized, x, op.size, op.stride, self._dtype)
+        else:
+            weight = self._stack(op.weight)
+            x = functional.conv2d(
+                x, weight.view(*weight.shape[:2], op.size, op.size), stride=op.stride
+            )
+        x = x.permute(0, 2, 3, 1)
+        if op.bias:
+            x = x + self._stack(op.bias)
         if op.channel_add is not None:
             x = x + _channels(read(op.channel_add.value), op.channel_add, op.out.channels)
         if op.residual is not None:

@@ -21,12 +21,13 @@ class ConvMethod(IntEnum):
 
     ``WINOGRAD2`` and ``WINOGRAD4`` are F(2x2, 3x3) and F(4x4, 3x3) of arXiv 1509.09308: 2.25 and 4
     times fewer multiplications, errors of about 1e-6 and 1e-5 of the output's rms, and packed
-    weights 1.8 and 4 times as large.
+    weights 1.8 and 4 times as large. ``INTEGER`` is ``DIRECT`` with int8 weights and inputs.
     """
 
     DIRECT = 0
     WINOGRAD2 = 1
     WINOGRAD4 = 2
+    INTEGER = 3
 
 
 class ConvActivation(IntEnum):
@@ -54,6 +55,24 @@ class ConvInput:
     scale: Floats | None = None
     shift: Floats | None = None
     silu: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ConvQuantization:
+    """What the int8 of an integer convolution stand for.
+
+    What ``ConvInput`` describes is taken as ``round(x * multiplier / input_scale)`` within ±127,
+    and the exact sum of products as ``sum * input_scale * scales``.
+
+    Attributes:
+        scales: ``float32``.  # [out channels]
+        input_scale: above 0.
+        multiplier: ``float32``, or None for one everywhere.  # [in channels]
+    """
+
+    scales: Floats
+    input_scale: float
+    multiplier: Floats | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,22 +161,58 @@ def pack_conv(
     _native.pack_conv(pool, shape, weights, bfloat, packed)
 
 
-def packed_conv(shape: ConvShape, packed: Packed, bias: Floats | None = None) -> PackedConv:
+def pack_conv_codes(
+    shape: ConvShape, codes: npt.NDArray[np.int8], packed: Packed, pool: ThreadPool
+) -> None:
+    """Pack the weights of an integer convolution.
+
+    Args:
+        shape: the target layout, of the method ``INTEGER``.
+        codes: within ±127, contiguous.  # [out channels, in channels, size, size]
+        packed: where to, ``shape.packed_bytes`` long.
+        pool: the threads that do it.
+
+    Raises:
+        ValueError: a shape or the method does not fit.
+    """
+    _native.pack_conv_codes(pool, shape, codes, packed)
+
+
+def packed_conv(
+    shape: ConvShape,
+    packed: Packed,
+    bias: Floats | None = None,
+    quantization: ConvQuantization | None = None,
+) -> PackedConv:
     """Packed weights ready for convolutions.
 
     Args:
         shape: their layout.
-        packed: as ``pack_conv`` left it.
+        packed: as ``pack_conv`` or ``pack_conv_codes`` left it.
         bias: added to all pixels, or None.  # [out channels]
+        quantization: of an integer convolution.
 
     Raises:
-        ValueError: a size does not fit.
+        ValueError: a size does not fit, or an integer convolution has no quantization.
     """
-    if bias is not None:
-        if bias.shape != (shape.out_channels,):
-            raise ValueError(f"bias must be [{shape.out_channels}], got {list(bias.shape)}")
-        bias = np.pad(bias, (0, 16 * shape.tiles - shape.out_channels))
-    return PackedConv(shape, packed, bias)
+    padded = None if bias is None else _padded(shape, bias, "bias")
+    if quantization is None:
+        return PackedConv(shape, packed, padded)
+    return PackedConv(
+        shape,
+        packed,
+        padded,
+        quantization.input_scale,
+        _padded(shape, quantization.scales, "scales"),
+        quantization.multiplier,
+    )
+
+
+def _padded(shape: ConvShape, vector: Floats, name: str) -> Floats:
+    """A value for each output channel, with zeros up to whole tiles."""
+    if vector.shape != (shape.out_channels,):
+        raise ValueError(f"{name} must be [{shape.out_channels}], got {list(vector.shape)}")
+    return np.pad(vector, (0, 16 * shape.tiles - shape.out_channels))
 
 
 def convolve(

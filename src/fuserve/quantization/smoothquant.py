@@ -70,7 +70,6 @@ def search_smoothing(
     inputs: InputStatistics,
     wanted: Smoothing,
     share: npt.NDArray[np.intp] | None = None,
-    parts: npt.NDArray[np.intp] | None = None,
 ) -> Floats | None:
     """What to divide the inputs by, and multiply the columns of their matrices by.  # [in]
 
@@ -82,8 +81,6 @@ def search_smoothing(
         inputs: statistics, after any shift.
         wanted: a fixed alpha, or how to search.
         share: features with equal numbers get equal factors.  # [in]
-        parts: features with equal numbers are a piece, whatever their magnitudes: the halves of
-            an input that was concatenated.  # [in]
     """
     largest = inputs.largest
     widest = np.max([np.abs(matrix).max(axis=0) for matrix in matrices], axis=0)
@@ -99,14 +96,13 @@ def search_smoothing(
     best, best_error = none, error_of(none)
     alphas = np.full_like(largest, ALPHA)
     factors = np.ones_like(largest)
-    pieces = _pieces(largest, wanted.pieces) if parts is None else _pieces_of(parts)
-    for piece in pieces:
+    for piece in _pieces(largest, wanted.pieces):
         for alpha in ALPHAS:
             tried = np.where(piece, np.float32(alpha), alphas)
             smoothing = factors * smoothing_of(tried, largest, widest)
             if (error := error_of(smoothing)) < best_error:
                 best, best_error, alphas = smoothing, error, tried
-        for factor in FACTORS if len(pieces) > 1 else ():
+        for factor in FACTORS if wanted.pieces > 1 else ():
             tried = np.where(piece, np.float32(factor), factors)
             smoothing = tried * smoothing_of(alphas, largest, widest)
             if (error := error_of(smoothing)) < best_error:
@@ -122,12 +118,6 @@ def _pieces(largest: Floats, count: int) -> list[npt.NDArray[np.bool_]]:
     rank = np.argsort(np.argsort(-largest, kind="stable"))
     piece = rank * count // largest.size
     return [whole, *(piece == i for i in range(count))]
-
-
-def _pieces_of(parts: npt.NDArray[np.intp]) -> list[npt.NDArray[np.bool_]]:
-    """Masks of the whole and of each part.  # each [in]"""
-    whole = np.ones(parts.shape, np.bool_)
-    return [whole, *(parts == number for number in np.unique(parts))]
 
 
 def rounding_error(

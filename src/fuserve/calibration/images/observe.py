@@ -26,8 +26,8 @@ def observe_inputs(
     prompts: Sequence[str],
     options: ImageCalibrationOptions,
     progress: Progress,
-) -> Mapping[tuple[str, ...], InputStatistics]:
-    """What each layer reads, after its norm, by the names of its weights.
+) -> tuple[Mapping[tuple[str, ...], InputStatistics], int]:
+    """What each layer reads, after its norm, by the names of its weights; and how often it ran.
 
     The prompts are painted in full precision, without decoding, at the size that the model was
     trained on. Memory: the float model, the values of one evaluation, and the samples.
@@ -56,7 +56,7 @@ def observe_inputs(
             task.step()
         done += task.num_steps
         task.cancel()
-    return recorder.statistics()
+    return recorder.statistics(), total
 
 
 class _Recorder:

@@ -27,6 +27,7 @@ class ImageQuantizationReport:
         unet_bytes: of the denoiser's weights, before and after.
         num_bytes: of the weights of all parts, before and after.
         num_prompts: prompts that were painted to calibrate.
+        num_evaluations: of the denoiser, over all prompts and timesteps.
         schemes: how many layers have each scheme.
     """
 
@@ -34,6 +35,7 @@ class ImageQuantizationReport:
     unet_bytes: tuple[int, int]
     num_bytes: tuple[int, int]
     num_prompts: int
+    num_evaluations: int
     schemes: Mapping[str, int]
 
 
@@ -80,7 +82,7 @@ def quantize_image_model(
         raise UnsupportedModelError(
             f"{path / UNET / 'config.json'}: the model is quantized already. Quantize the original."
         )
-    inputs = observe_inputs(parts, layers, texts, options, report)
+    inputs, num_evaluations = observe_inputs(parts, layers, texts, options, report)
     rounded: dict[str, QuantizedLinear] = {}
     for index, layer in enumerate(layers):
         report("quantizing layers", index, len(layers))
@@ -97,6 +99,7 @@ def quantize_image_model(
         (_weight_bytes(path / UNET), _weight_bytes(output / UNET)),
         (_weight_bytes(path), _weight_bytes(output)),
         len(texts),
+        num_evaluations,
         counts,
     )
 

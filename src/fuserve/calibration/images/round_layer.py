@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from fuserve.calibration.images.layers import ChosenLayer, in_channels
-from fuserve.diffusion.program import Conv, Linear, Weights
+from fuserve.diffusion.program import Weights
 from fuserve.kernels.linear import Codes
 from fuserve.quantization import QuantizedLinear, QuantScheme
 from fuserve.quantization.awq import clipped_codes
 from fuserve.quantization.rounding import round_to_nearest
-from fuserve.quantization.smoothquant import (
-    Smoothing,
-    search_input_scale,
-    search_smoothing,
-)
+from fuserve.quantization.smoothquant import Smoothing, search_smoothing, widest_scale
 from fuserve.quantization.statistics import InputStatistics
 
 Floats = npt.NDArray[np.float32]
 
+ALPHA = 0.7
+"""SmoothQuant's migration strength for int8 weights. Fixed scales of the inputs, which have to span
+all timesteps, lose more than the weights' scales, one for each output; and the search, which looks
+at some pixels and misses those far from the rest, finds less (docs/quantization.md)."""
+
 SEARCH_ROWS = 1024
-"""Rows of the weights that searches look at."""
+"""Rows of int4 weights that the search for alpha looks at."""
 
 LOWEST_CODE = 1
 """Of int4, whose codes have 8 as their zero: from -7 on, as wide as the other side."""
@@ -35,8 +36,8 @@ def round_layer(
 ) -> Mapping[str, QuantizedLinear]:
     """The layer's matrices, by the names of their weights; a convolution's over its patches.
 
-    A convolution is a sum of linear layers, one for each place of its kernel: smoothing and the
-    input's scale are searched on those, over pixels.
+    Each input channel is divided by a factor of its own, so also the halves of a concatenated
+    input, whose sizes may differ much, have scales of their own.
     """
     op, scheme = layer.op, layer.scheme
     channels = in_channels(op)
@@ -45,13 +46,17 @@ def round_layer(
         name: weights.float32(name).reshape(weights.shape(name)[0], channels, -1)
         for name in op.weight
     }
-    rows = _some_rows(list(matrices.values()))
-    vector = search_smoothing([rows], scheme, inputs, Smoothing(alpha), parts=_halves(op))
+    strength = ALPHA if alpha is None and scheme.weight_bits == 8 else alpha
+    # [out * taps, in]
+    rows = np.concatenate([m.transpose(0, 2, 1).reshape(-1, channels) for m in matrices.values()])
+    if strength is None:
+        rows = _some(rows)
+    vector = search_smoothing([rows], scheme, inputs, Smoothing(strength))
     if vector is not None:
-        inputs, rows = inputs.transformed(None, vector), rows * vector
-    input_scale = None
-    if scheme.activations == "tensor":
-        input_scale = search_input_scale([rows], scheme, inputs)
+        inputs = inputs.transformed(None, vector)
+    # Nothing is clipped: a few pixels that are far from the rest decide what a picture shows, and
+    # the range of one timestep is far from that of another.
+    input_scale = widest_scale(inputs) if scheme.activations == "tensor" else None
     rounded = {}
     for name, matrix in matrices.items():
         taps = matrix.shape[2]
@@ -77,18 +82,9 @@ def _codes(flat: Floats, scheme: QuantScheme, inputs: InputStatistics) -> Codes:
     return replace(codes, codes=np.maximum(codes.codes, np.uint8(LOWEST_CODE)))
 
 
-def _some_rows(matrices: Sequence[Floats]) -> Floats:
-    """Rows of all taps of all matrices, drawn at random where there are many.  # [rows, in]"""
-    taps = [matrix.transpose(0, 2, 1).reshape(-1, matrix.shape[1]) for matrix in matrices]
-    rows = np.concatenate(taps)
-    if len(rows) > SEARCH_ROWS:
-        chosen = np.random.default_rng(0).choice(len(rows), SEARCH_ROWS, replace=False)
-        rows = rows[np.sort(chosen)]
-    return np.ascontiguousarray(rows, np.float32)
-
-
-def _halves(op: Conv | Linear) -> npt.NDArray[np.intp] | None:
-    """The source of each input channel, where there are two."""
-    if isinstance(op, Linear) or len(op.sources) == 1:
-        return None
-    return np.repeat([0, 1], [source.channels for source in op.sources])
+def _some(rows: Floats) -> Floats:
+    """As many as the search looks at, drawn at random."""
+    if len(rows) <= SEARCH_ROWS:
+        return rows
+    chosen = np.random.default_rng(0).choice(len(rows), SEARCH_ROWS, replace=False)
+    return rows[np.sort(chosen)]
