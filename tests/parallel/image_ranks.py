@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from diffusers import UNet2DConditionModel
 
 from fuserve._native import ThreadPool
 from fuserve.architectures.fields import Fields
@@ -20,7 +19,7 @@ from fuserve.diffusion.unet_spec import unet_spec
 from fuserve.diffusion.weights import ArrayWeights
 from fuserve.kernels.exchange import segment_bytes
 from fuserve.parallel.local_communicator import EXCHANGE_FLOATS, LocalCommunicator
-from tests.diffusion.oracles import UNETS, randomized, weights_of
+from tests.diffusion.oracles import UNETS
 
 FLOAT32 = PackingOptions()
 
@@ -39,9 +38,20 @@ def small_unet(
 ) -> tuple[Program, ArrayWeights]:
     """One of the tests' denoisers, with random weights."""
     config: Mapping[str, Any] = UNETS[name]
-    weights = weights_of(randomized(UNet2DConditionModel(**config)))
     program = unet_program(unet_spec(Fields(config)), images, prompts, height, width, tokens=7)
-    return program, weights
+    return program, random_weights(program)
+
+
+def random_weights(program: Program) -> ArrayWeights:
+    """Of the sizes that keep values about as large as they are."""
+    generator = np.random.default_rng(1)
+    tensors = {}
+    for _, names, shape in program.weight_shapes():
+        scale = np.prod(shape[1:]) ** -0.5
+        for name in names:
+            own = (shape[0] // len(names), *shape[1:])
+            tensors[name] = generator.standard_normal(own, np.float32) * np.float32(scale)
+    return ArrayWeights(tensors)
 
 
 def run_alone(

@@ -11,7 +11,6 @@ from fuserve.diffusion.packed_weights import PackingOptions
 from fuserve.diffusion.program import ChannelSums, Conv, Move, Program, Slice
 from fuserve.diffusion.program_builder import ProgramBuilder, group_norm
 from fuserve.diffusion.rank_bands import Bands, band_program
-from fuserve.diffusion.weights import ArrayWeights
 from fuserve.errors import FuserveError, InvalidRequestError
 from fuserve.kernels.exchange import segment_bytes
 from fuserve.parallel.local_communicator import EXCHANGE_FLOATS, LocalCommunicator
@@ -20,6 +19,7 @@ from tests.parallel.image_ranks import (
     aligned_zeros,
     communicators,
     drawn,
+    random_weights,
     run_alone,
     run_over_ranks,
     small_unet,
@@ -44,17 +44,6 @@ def hourglass(height: int, width: int) -> Program:
     build.output("out", build.conv("last", (large, even), 5, norm=norm))
     build.output("small", small)
     return build.finish()
-
-
-def random_weights(program: Program) -> ArrayWeights:
-    generator = np.random.default_rng(1)
-    return ArrayWeights(
-        {
-            name: 0.3 * generator.standard_normal((shape[0] // len(names), *shape[1:]), np.float32)
-            for _, names, shape in program.weight_shapes()
-            for name in names
-        }
-    )
 
 
 @pytest.mark.parametrize("exact_conv", [False, True])

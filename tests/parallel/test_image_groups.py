@@ -80,7 +80,7 @@ def test_a_picture_has_the_same_bits_over_processes(
         np.testing.assert_array_equal(one, several)
     until(lambda: resources()["threads"] <= before["threads"], "threads are left")
     after = settled_resources()
-    for what in ("children", "descriptors", "segments", "ports", "shm"):
+    for what in ("children", "descriptors", "segments", "ports"):
         assert after[what] == before[what], what
 
 
