@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _CACHE = "Step caching"
 _START = "Starting from a picture"
 _MODEL = "Model"
+_PARALLEL = "Several processes"
 
 
 def image(
@@ -151,8 +152,50 @@ def image(
     ] = False,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", help="By default all usable.", min=1, rich_help_panel=_MODEL),
+        typer.Option(
+            "--threads",
+            help="Of each process; by default all usable, shared out.",
+            min=1,
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
+    cfg_parallel: Annotated[
+        int,
+        typer.Option(
+            "--cfg-parallel",
+            help="2: the halves of guidance in processes of their own.",
+            min=1,
+            max=2,
+            rich_help_panel=_PARALLEL,
+        ),
+    ] = 1,
+    patch_parallel: Annotated[
+        int,
+        typer.Option(
+            "--patch-parallel",
+            help="Processes that make a band of the picture each.",
+            min=1,
+            rich_help_panel=_PARALLEL,
+        ),
+    ] = 1,
+    step_timeout: Annotated[
+        float,
+        typer.Option(
+            "--step-timeout",
+            help="Seconds after which a step has a process that hangs.",
+            min=0.1,
+            rich_help_panel=_PARALLEL,
+        ),
+    ] = 600.0,
+    join_timeout: Annotated[
+        float,
+        typer.Option(
+            "--join-timeout",
+            help="Seconds that a starting process may say nothing.",
+            min=0.1,
+            rich_help_panel=_PARALLEL,
+        ),
+    ] = 60.0,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -196,16 +239,20 @@ def image(
             loras=lora or [],
             exact_conv=exact_conv,
             num_threads=threads,
+            cfg_parallel=cfg_parallel,
+            patch_parallel=patch_parallel,
+            step_timeout_s=step_timeout,
+            join_timeout_s=join_timeout,
         )
         loaded = time.perf_counter()
-        fitted = painter.memory
-        params = _with_images(painter, params, init_image, strength, mask)
-        images = painter.generate(prompt, params, progress=_shown_by(progress))
-        ended = time.perf_counter()
-        full = replace(params, cache_interval=1, seed=images[0].seed)
-        exact = painter.generate(prompt, full, progress=_shown_by(progress)) if compare else []
-        full_seconds = time.perf_counter() - ended
-    painter.close()
+        with painter:
+            fitted = painter.memory
+            params = _with_images(painter, params, init_image, strength, mask)
+            images = painter.generate(prompt, params, progress=_shown_by(progress))
+            ended = time.perf_counter()
+            full = replace(params, cache_interval=1, seed=images[0].seed)
+            exact = painter.generate(prompt, full, progress=_shown_by(progress)) if compare else []
+            full_seconds = time.perf_counter() - ended
     files = [_numbered(out, i, len(images)) for i in range(len(images))]
     for file, painted in zip(files, images, strict=True):
         painted.save(file)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from fuserve.checkpoints.find import find_diffusion_model, find_lora, find_tokenizer
+from fuserve.diffusion import denoiser as whole
 from fuserve.diffusion.autoencoder import Autoencoder
 from fuserve.diffusion.backends import make_backend
 from fuserve.diffusion.conditions import added_conditions, time_vectors
-from fuserve.diffusion.denoiser import Denoiser, TextStates
+from fuserve.diffusion.denoiser import TextStates
 from fuserve.diffusion.diffusers_folder import read_diffusers_folder, read_vae
+from fuserve.diffusion.image_model import Denoiser
 from fuserve.diffusion.lora import Branch
 from fuserve.diffusion.lora_file import UNET, Modules, read_lora
 from fuserve.diffusion.memory_plan import DECODE_BYTES, packing_options, plan_memory
-from fuserve.diffusion.network import Network
+from fuserve.diffusion.network import Backend, Network
 from fuserve.diffusion.options import DiffusionOptions, LoraOption
+from fuserve.diffusion.packed_weights import PackingOptions
 from fuserve.diffusion.parts import ModelParts
 from fuserve.diffusion.program import Array
 from fuserve.diffusion.prompts import PromptEmbeds, PromptEncoder
@@ -32,6 +35,8 @@ from fuserve.diffusion.unet_program import prompt_program, unet_programs
 from fuserve.errors import InvalidRequestError
 
 DEFAULT_OPTIONS = DiffusionOptions()
+
+Denoising = Callable[[PackingOptions], Backend]
 MAX_TEXT_STATE_BYTES = 256 << 20
 PLANNED_TEXT_STATE_BYTES = 32 << 20
 """Of the keys and values of prompts that are kept, without and with a memory budget: 8 MB each for
@@ -47,6 +52,8 @@ class DiffusionModel:
         parts: of the checkpoint, checked.
         options: how it is held in memory and run.
         tap: sees, and may change, what the layers of the denoiser read, which is slower then.
+        denoising: makes what runs the denoiser, given how its weights are kept, where that is not
+            what runs the rest.
 
     Raises:
         CapacityError: it does not fit into ``options.memory_bytes``.
@@ -57,6 +64,7 @@ class DiffusionModel:
         parts: ModelParts,
         options: DiffusionOptions = DEFAULT_OPTIONS,
         tap: Tap | None = None,
+        denoising: Denoising | None = None,
     ) -> None:
         self._parts = parts
         self._has_loras = False
@@ -68,7 +76,8 @@ class DiffusionModel:
         )
         """How it fits into ``options.memory_bytes``."""
         plan = self.memory_plan
-        backend = make_backend(options, packing_options(options) if plan is None else plan.packing)
+        packing = packing_options(options) if plan is None else plan.packing
+        backend = make_backend(options, packing)
         count = options.num_cached_programs
         self._prompts = PromptEncoder(
             parts.texts,
@@ -76,7 +85,9 @@ class DiffusionModel:
             penultimate=parts.penultimate,
             pooled=spec.text_time is not None,
         )
-        unet_backend = backend if tap is None else tapped(backend, tap)
+        unet_backend = backend if denoising is None else denoising(packing)
+        if tap is not None:
+            unet_backend = tapped(unet_backend, tap)
         self._unet = Network(parts.unet.weights, unet_backend, count)
         decode_bytes = DECODE_BYTES if plan is None else plan.decode_bytes
         self._autoencoder = Autoencoder(parts.vae, backend, count, decode_bytes)
@@ -84,7 +95,12 @@ class DiffusionModel:
         self.set_loras(options.loras)
 
     @classmethod
-    def load(cls, model: str | Path, options: DiffusionOptions = DEFAULT_OPTIONS) -> DiffusionModel:
+    def load(
+        cls,
+        model: str | Path,
+        options: DiffusionOptions = DEFAULT_OPTIONS,
+        denoising: Denoising | None = None,
+    ) -> Self:
         """From a diffusers folder, a ``.safetensors`` file, a hub id, or ``"demo-diffusion"``.
 
         Raises:
@@ -94,7 +110,7 @@ class DiffusionModel:
             MissingExtraError: the demo model or torch is asked for and not installed.
             CapacityError: it does not fit into ``options.memory_bytes``.
         """
-        return cls(read_parts(model, options), options)
+        return cls(read_parts(model, options), options, denoising=denoising)
 
     def set_loras(self, loras: Sequence[LoraOption]) -> None:
         """Run with these LoRAs from now on, instead of those there are; none takes all away.
@@ -142,6 +158,11 @@ class DiffusionModel:
     def in_channels(self) -> int:
         """Channels that the network reads: more than the latents' for an inpainting model."""
         return self._spec.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of a prediction."""
+        return self._spec.out_channels
 
     @property
     def latent_channels(self) -> int:
@@ -250,7 +271,7 @@ class DiffusionModel:
         if self._spec.text_time is not None:
             added = added_conditions(self._spec.text_time, positive, negative, height, width)
         times = time_vectors(self._spec, self._unet, timesteps, added, guidance_scale)
-        return Denoiser(
+        return whole.Denoiser(
             self._spec,
             self._unet,
             self._states(positive),
@@ -267,6 +288,9 @@ class DiffusionModel:
         ``[images, height, width, latent_channels]`` to ``[images, height, width, 3]``.
         """
         return self._autoencoder.decode(latents)
+
+    def close(self) -> None:
+        """End what belongs to the model beside this process; it cannot be used any more."""
 
     def encode(self, images: Array) -> Array:
         """Images with values from 0 to 1 to what their latents are drawn from.
