@@ -1,6 +1,7 @@
 #include "bindings/exchange.h"
 
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cstring>
@@ -21,6 +22,24 @@ void all_reduce(const Kernels& table, SharedExchange& exchange, float* values, s
     exchange.sum(size);
     table.add_parts(exchange.parts().data(), exchange.size(), static_cast<int>(size),
                     values + first);
+  }
+}
+
+// Every rank sees all parts of an exchange through shared memory.
+void all_gather(SharedExchange& exchange, const std::vector<float*>& parts,
+                const std::vector<size_t>& counts) {
+  const size_t longest = *std::max_element(counts.begin(), counts.end());
+  for (size_t first = 0; first < longest; first += exchange.capacity()) {
+    const auto bytes = [&](size_t rank) {
+      const size_t left = counts[rank] - std::min(counts[rank], first);
+      return std::min(exchange.capacity(), left) * sizeof(float);
+    };
+    const auto own = static_cast<size_t>(exchange.rank());
+    std::memcpy(exchange.part(), parts[own] + std::min(counts[own], first), bytes(own));
+    exchange.gather(nullptr);
+    for (size_t rank = 0; rank < parts.size(); ++rank)
+      if (rank != own && bytes(rank) > 0)
+        std::memcpy(parts[rank] + first, exchange.parts()[rank], bytes(rank));
   }
 }
 
@@ -98,5 +117,20 @@ void bind_exchange(nb::module_& m) {
             const nb::gil_scoped_release release;
             all_reduce(table, self.exchange, values.data(), values.size());
           },
-          nb::arg("isa"), nb::arg("values"));
+          nb::arg("isa"), nb::arg("values"))
+      .def(
+          "all_gather",
+          [](ExchangeHandle& self, const std::vector<Array<float, 1>>& parts) {
+            require(parts.size() == static_cast<size_t>(self.exchange.size()),
+                    "there must be a part for each rank");
+            std::vector<float*> data;
+            std::vector<size_t> counts;
+            for (const Array<float, 1>& part : parts) {
+              data.push_back(part.data());
+              counts.push_back(part.size());
+            }
+            const nb::gil_scoped_release release;
+            all_gather(self.exchange, data, counts);
+          },
+          nb::arg("parts"));
 }

@@ -22,9 +22,11 @@ using Slice = std::pair<int, int>;  // a value and its first channel
 // does not fit.
 class ProgramHandle {
  public:
-  int add_value(int batch, int height, int width, int channels, std::ptrdiff_t offset) {
+  int add_value(int batch, int height, int width, int channels, std::ptrdiff_t offset,
+                int first_row, int above, int below) {
     require(batch > 0 && height > 0 && width > 0 && channels > 0, "a value must not be empty");
-    program_.values.push_back({batch, height, width, channels, offset});
+    require(above >= 0 && above <= first_row && below >= 0, "a band has only an image's rows");
+    program_.values.push_back({batch, height, width, channels, offset, first_row, above, below});
     const ImageValue& v = program_.values.back();
     if (offset >= 0)
       program_.arena_floats =
@@ -38,9 +40,8 @@ class ProgramHandle {
     require(from.batch == to.batch, "out must have the source's images");
     require(to.width == 1 && to.channels == 2 * from.channels,
             "out must have a row of sums and of squares");
-    const int chunks = ceil_div(from.pixels(), kNormPixels);
-    require(to.height == chunks + (pivots == kNoValue ? 1 : 0),
-            "out must have a row for each 64 pixels");
+    require(to.height == from.norm_chunks() + (pivots == kNoValue ? 1 : 0),
+            "out must have a row for each 64 pixels of a row");
     if (pivots != kNoValue) {
       const ImageValue& v = value(pivots);
       require(v.pixels() == 1 && v.channels == to.channels && to.batch % v.batch == 0,
@@ -194,7 +195,7 @@ class ProgramHandle {
     given.pixels = pixels;
     for (size_t i = 0; i < values.size(); ++i) {
       const ImageValue& v = value(values[i]);
-      require(v.height == 1 + ceil_div(pixels, kNormPixels) && v.width == 1 &&
+      require(v.height > 1 && v.height == value(values[0]).height && v.width == 1 &&
                   v.channels == 2 * value(sources[i]).channels && out.batch % v.batch == 0,
               "sums must be a source's, with its pivots");
       given.values[i] = values[i];
@@ -291,7 +292,9 @@ void bind_image(nb::module_& m) {
 
   nb::class_<ProgramHandle>(m, "ImageProgram")
       .def(nb::init<>())
-      .def("add_value", &ProgramHandle::add_value)
+      .def("add_value", &ProgramHandle::add_value, nb::arg("batch"), nb::arg("height"),
+           nb::arg("width"), nb::arg("channels"), nb::arg("offset"), nb::arg("first_row") = 0,
+           nb::arg("above") = 0, nb::arg("below") = 0)
       .def("add_channel_sums", &ProgramHandle::add_channel_sums)
       .def("add_group_norm",
            [](ProgramHandle& self, int out, const std::vector<int>& sources, const nb::object& norm,
@@ -334,17 +337,30 @@ void bind_image(nb::module_& m) {
       .def(
           "run",
           [](ExecutorHandle& self, const ProgramHandle& program, ThreadPool& pool,
-             const nb::dict& arrays, std::optional<Array<double, 1>> seconds) {
+             const nb::dict& arrays, std::optional<Array<double, 1>> seconds,
+             std::optional<std::pair<size_t, size_t>> range) {
+            const size_t num_ops = program.program().ops.size();
+            const auto [first, last] = range.value_or(std::pair<size_t, size_t>{0, num_ops});
+            require(first <= last && last <= num_ops, "there are no such operations");
             const std::vector<float*> bound = bind(program.program(), arrays);
-            require(!seconds || seconds->size() == program.program().ops.size(),
+            require(!seconds || seconds->size() == num_ops,
                     "seconds must have a value for each operation");
             double* times = seconds ? seconds->data() : nullptr;
             const nb::gil_scoped_release release;
             const std::lock_guard lock(self.mutex);
-            self.executor->run(program.program(), bound, pool, times);
+            self.executor->run(program.program(), {first, last}, bound, pool, times);
           },
           nb::arg("program"), nb::arg("pool"), nb::arg("arrays"),
-          nb::arg("seconds").none() = nb::none())
+          nb::arg("seconds").none() = nb::none(), nb::arg("ops").none() = nb::none())
+      .def(
+          "arena",
+          [](ExecutorHandle& self, const ProgramHandle& program) {
+            const std::lock_guard lock(self.mutex);
+            float* data = self.executor->arena(program.program());
+            const size_t floats = program.program().arena_floats;
+            return nb::ndarray<nb::numpy, float, nb::ndim<1>>(data, {floats}, nb::find(self));
+          },
+          nb::arg("program"))
       .def("release", [](ExecutorHandle& self) {
         const nb::gil_scoped_release release;
         const std::lock_guard lock(self.mutex);

@@ -112,6 +112,8 @@ struct ConvInput {
   std::array<const float*, 2> sources{};  // [height, width, channels of the source] each
   int height = 0;
   int width = 0;
+  int above = 0;  // rows in memory before the first, of a taller image; padding lies beyond them
+  int below = 0;
   const float* scale = nullptr;  // [in channels], with shift; null: none
   const float* shift = nullptr;
   bool silu = false;
@@ -125,7 +127,9 @@ struct ConvEpilogue {
 };
 
 // Output rows [first_row, last_row) of 16-channel tiles [first_tile, last_tile) of an image;
-// first_row is a multiple of row_step(), and so is last_row but at the image's end.
+// first_row is a multiple of row_step(), and so is last_row but at the image's end. In a band of a
+// taller image the multiples are counted from the image's first row; then first_row may be
+// negative: such rows are computed where a method does so with others, and left out.
 struct ConvUnit {
   int first_row, last_row;
   int first_tile, last_tile;
@@ -137,20 +141,23 @@ struct ConvUnits {
   int tiles;
   int band_rows;
   int unit_tiles;
+  int rows_before = 0;  // since the last multiple of row_step() in the taller image
 
-  int bands() const { return ceil_div(out_height, band_rows); }
+  int bands() const { return ceil_div(out_height + rows_before, band_rows); }
   int parts() const { return ceil_div(tiles, unit_tiles); }
   int per_image() const { return bands() * parts(); }
   // Unit `index` of an image.
   ConvUnit unit(int index) const {
-    const int row = index / parts() * band_rows, tile = index % parts() * unit_tiles;
+    const int row = index / parts() * band_rows - rows_before;
+    const int tile = index % parts() * unit_tiles;
     return {row, row + band_rows < out_height ? row + band_rows : out_height, tile,
             tile + unit_tiles < tiles ? tile + unit_tiles : tiles};
   }
 };
 
 // A cut that keeps a unit's sums in the caches, packs little of the input twice and gives every
-// thread its share. Results do not depend on it.
-ConvUnits conv_units(const ConvShape& shape, int batch, int height, int width, int num_threads);
+// thread its share. Results do not depend on it. first_row: of the output in a taller image.
+ConvUnits conv_units(const ConvShape& shape, int batch, int height, int width, int num_threads,
+                     int first_row = 0);
 
 }  // namespace fuserve

@@ -43,7 +43,7 @@ inline void pack_window(const ConvShape& shape, const ConvInput& input, const Ch
   const int last = std::clamp(input.width - window.first_col, first, window.cols);
   for (int row = 0; row < window.rows; ++row) {
     const int y = window.first_row + row;
-    const bool inside = y >= 0 && y < input.height;
+    const bool inside = y >= -input.above && y < input.height + input.below;
     const int from = inside ? first : window.cols, to = inside ? last : window.cols;
     out = std::fill_n(out, from * block.count, 0.0F);
     for (int col = from; col < to; ++col, out += block.count) {

@@ -162,7 +162,7 @@ void WinogradUnit<Outputs>::finish(int tile, int first_square, const float* sums
     const int row = unit.first_row + square / square_cols() * Outputs;
     const int col = square % square_cols() * Outputs;
     const int rows = std::min(Outputs, unit.last_row - row), cols = std::min(Outputs, width - col);
-    for (int y = 0; y < rows; ++y)
+    for (int y = std::max(0, -row); y < rows; ++y)
       for (int x = 0; x < cols; ++x)
         finisher.finish(m[y * kSide + x], static_cast<std::ptrdiff_t>(row + y) * width + col + x);
   }

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "conv/conv.h"
 #include "image/executor.h"
 
@@ -15,14 +17,20 @@ void FusedImageExecutor::perform(Lane& lane, const ConvOp& op) {
     return index == kNoValue ? nullptr : operand(index, batch).image(image);
   };
   const int height = sources[0].shape->height, width = sources[0].shape->width;
-  const ConvUnits units = conv_units(op.weights, batch, height, width, lane.team.size());
+  const ConvUnits units =
+      conv_units(op.weights, batch, height, width, lane.team.size(), shape.first_row);
   lane.team.for_each(lane.thread, batch * units.per_image(), [&](int unit) {
     const int image = unit / units.per_image();
     ConvInput input;
     input.height = height;
     input.width = width;
-    for (size_t s = 0; s < 2 && sources[s].shape != nullptr; ++s)
+    input.above = sources[0].shape->above;
+    input.below = sources[0].shape->below;
+    for (size_t s = 0; s < 2 && sources[s].shape != nullptr; ++s) {
       input.sources[s] = sources[s].image(image);
+      input.above = std::min(input.above, sources[s].shape->above);
+      input.below = std::min(input.below, sources[s].shape->below);
+    }
     if (op.norm) {
       input.scale = scales.scale(image);
       input.shift = scales.shift(image);

@@ -15,8 +15,12 @@ FusedImageExecutor::Operand FusedImageExecutor::operand(int index, int batch) co
   return {&v, data, batch / v.batch};
 }
 
-void FusedImageExecutor::run(const ImageProgram& program, const std::vector<float*>& bound,
-                             ThreadPool& pool, double* seconds) {
+float* FusedImageExecutor::arena(const ImageProgram& program) {
+  return arena_.get<float>(program.arena_floats);
+}
+
+void FusedImageExecutor::run(const ImageProgram& program, OpRange ops,
+                             const std::vector<float*>& bound, ThreadPool& pool, double* seconds) {
   program_ = &program;
   bound_ = &bound;
   reserve(pool.size());
@@ -24,7 +28,7 @@ void FusedImageExecutor::run(const ImageProgram& program, const std::vector<floa
   pool.run([&](Team& team, int thread) {
     Lane lane{team, thread, threads_[static_cast<size_t>(thread)]};
     Clock::time_point started = Clock::now();
-    for (size_t i = 0; i < program.ops.size(); ++i) {
+    for (size_t i = ops.first; i < ops.last; ++i) {
       std::visit([&](const auto& op) { perform(lane, op); }, program.ops[i]);
       team.sync(thread);
       if (thread != 0 || seconds == nullptr) continue;
@@ -55,7 +59,7 @@ void FusedImageExecutor::reserve(int num_threads) {
     for (const int source : sources) {
       if (source == kNoValue) continue;
       const ImageValue& v = value(source);
-      sums += floats(v.batch, ceil_div(v.pixels(), kNormPixels), 2 * v.channels);
+      sums += floats(v.batch, v.norm_chunks(), 2 * v.channels);
       channels += v.channels;
     }
     sums_.get<float>(sums);
@@ -73,20 +77,16 @@ void FusedImageExecutor::reserve(int num_threads) {
 
 void FusedImageExecutor::sum_sources(Lane& lane, const Operand (&sources)[2],
                                      float* const (&sums)[2]) {
-  const int chunks = ceil_div(sources[0].shape->pixels(), kNormPixels);
+  const int chunks = sources[0].shape->norm_chunks();
   const int first_units = sources[0].shape->batch * chunks;
   const int units =
       first_units + (sources[1].shape == nullptr ? 0 : sources[1].shape->batch * chunks);
   lane.team.for_each(lane.thread, units, [&](int unit) {
     const int s = unit < first_units ? 0 : 1;
     if (s == 1) unit -= first_units;
-    const ImageValue& shape = *sources[s].shape;
-    const int first = unit % chunks * kNormPixels;
-    const float* image = sources[s].data + static_cast<std::ptrdiff_t>(unit / chunks) *
-                                               static_cast<std::ptrdiff_t>(shape.image_floats());
-    channel_sums(image + static_cast<std::ptrdiff_t>(first) * shape.channels, image,
-                 std::min(kNormPixels, shape.pixels() - first), shape.channels,
-                 sums[s] + static_cast<std::ptrdiff_t>(unit) * 2 * shape.channels);
+    const float* image = sources[s].own_image(unit / chunks);
+    chunk_sums(*sources[s].shape, image, image, unit % chunks,
+               sums[s] + static_cast<std::ptrdiff_t>(unit) * 2 * sources[s].shape->channels);
   });
   lane.team.sync(lane.thread);
 }
@@ -103,7 +103,7 @@ FusedImageExecutor::Scales FusedImageExecutor::group_statistics(Lane& lane, cons
     channels += operands[s].shape->channels;
   }
   const int pixels = given ? given.pixels : operands[0].shape->pixels();
-  const int chunks = ceil_div(pixels, kNormPixels);
+  const int chunks = given ? value(given.values[0]).height - 1 : operands[0].shape->norm_chunks();
   float* sums[2] = {sums_.get<float>(0), nullptr};
   sums[1] = sums[0] + static_cast<std::ptrdiff_t>(operands[0].shape->batch) * chunks * 2 *
                           operands[0].shape->channels;
@@ -123,7 +123,7 @@ FusedImageExecutor::Scales FusedImageExecutor::group_statistics(Lane& lane, cons
     NormSource parts[2];
     for (int s = 0; s < 2 && operands[s].shape != nullptr; ++s) parts[s] = part_of(s, image);
     float* scale = scales + static_cast<std::ptrdiff_t>(image) * 2 * channels;
-    group_scales(norm, parts, pixels, unit % norm.groups, scale, scale + channels);
+    group_scales(norm, parts, chunks, pixels, unit % norm.groups, scale, scale + channels);
   });
   lane.team.sync(lane.thread);
   return {scales, channels};
@@ -132,17 +132,15 @@ FusedImageExecutor::Scales FusedImageExecutor::group_statistics(Lane& lane, cons
 void FusedImageExecutor::perform(Lane& lane, const ChannelSumsOp& op) {
   const int batch = value(op.out).batch;
   const Operand out = operand(op.out, batch), source = operand(op.source, batch);
-  const int channels = source.shape->channels, pixels = source.shape->pixels();
-  const int chunks = ceil_div(pixels, kNormPixels);
+  const int channels = source.shape->channels, chunks = source.shape->norm_chunks();
   const bool begins = op.pivots == kNoValue;
   lane.team.for_each(lane.thread, batch * chunks, [&](int unit) {
-    const int image = unit / chunks, chunk = unit % chunks, first = chunk * kNormPixels;
+    const int image = unit / chunks, chunk = unit % chunks;
     const float* pivots = begins ? source.image(image) : operand(op.pivots, batch).image(image);
     float* row = out.image(image);
     if (begins && chunk == 0) std::fill_n(std::copy_n(pivots, channels, row), channels, 0.0F);
     row += static_cast<std::ptrdiff_t>(chunk + (begins ? 1 : 0)) * 2 * channels;
-    channel_sums(source.image(image) + static_cast<std::ptrdiff_t>(first) * channels, pivots,
-                 std::min(kNormPixels, pixels - first), channels, row);
+    chunk_sums(*source.shape, source.image(image), pivots, chunk, row);
   });
 }
 

@@ -11,8 +11,9 @@ namespace fuserve::FUSERVE_ISA {
 
 class FusedImageExecutor final : public ImageExecutor {
  public:
-  void run(const ImageProgram& program, const std::vector<float*>& bound, ThreadPool& pool,
-           double* seconds) override;
+  void run(const ImageProgram& program, OpRange ops, const std::vector<float*>& bound,
+           ThreadPool& pool, double* seconds) override;
+  float* arena(const ImageProgram& program) override;
   void release() override;
 
  private:
@@ -35,9 +36,13 @@ class FusedImageExecutor final : public ImageExecutor {
     float* data = nullptr;
     int repeats = 1;  // consecutive images of the result that one of it stands for
 
-    float* image(int index) const {
-      return data + static_cast<std::ptrdiff_t>(index / repeats) *
-                        static_cast<std::ptrdiff_t>(shape->image_floats());
+    float* image(int index) const { return own_image(index / repeats); }
+    // Of the value's own batch.
+    float* own_image(int index) const {
+      return data +
+             static_cast<std::ptrdiff_t>(index) *
+                 static_cast<std::ptrdiff_t>(shape->image_floats()) +
+             static_cast<std::ptrdiff_t>(shape->above * shape->width) * shape->channels;
     }
     // A row of channels, counted over all images of the result.
     float* row(int index) const {

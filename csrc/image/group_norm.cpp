@@ -73,11 +73,18 @@ void channel_sums(const float* image, const float* pivots, int pixels, int chann
   }
 }
 
-void group_scales(const GroupNorm& norm, const NormSource (&sources)[2], int pixels, int group,
-                  float* scale, float* shift) {
+void chunk_sums(const ImageValue& value, const float* image, const float* pivots, int chunk,
+                float* sums) {
+  const int row = chunk / value.chunks_of_row(), col = chunk % value.chunks_of_row() * kNormPixels;
+  const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(row) * value.width + col;
+  channel_sums(image + first * value.channels, pivots, std::min(kNormPixels, value.width - col),
+               value.channels, sums);
+}
+
+void group_scales(const GroupNorm& norm, const NormSource (&sources)[2], int chunks, int pixels,
+                  int group, float* scale, float* shift) {
   const int size = norm.channels / norm.groups;
   const int first = group * size, last = first + size, cut = sources[0].channels;
-  const int chunks = ceil_div(pixels, kNormPixels);
   std::vector<ChannelMoments> channels;
   for (int c = first; c < last; ++c)
     channels.push_back(c < cut ? moments_of(sources[0], chunks, c)

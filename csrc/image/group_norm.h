@@ -12,6 +12,10 @@ namespace fuserve::FUSERVE_ISA {
 // image: [pixels, channels], pivots: [channels], sums: [2, channels]
 void channel_sums(const float* image, const float* pivots, int pixels, int channels, float* sums);
 
+// Of a chunk of the value whose image this is; a row has `chunks_of_row()` of them.
+void chunk_sums(const ImageValue& value, const float* image, const float* pivots, int chunk,
+                float* sums);
+
 // One source of an image: the sums of its chunks, [chunks][2, channels].
 struct NormSource {
   const float* sums = nullptr;
@@ -19,10 +23,11 @@ struct NormSource {
   int channels = 0;
 };
 
-// The channels of one group, so that normalized = x * scale + shift.
+// The channels of one group, so that normalized = x * scale + shift, of the sums of `chunks` chunks
+// with `pixels` pixels in all.
 // scale, shift: [channels of both sources]
-void group_scales(const GroupNorm& norm, const NormSource (&sources)[2], int pixels, int group,
-                  float* scale, float* shift);
+void group_scales(const GroupNorm& norm, const NormSource (&sources)[2], int chunks, int pixels,
+                  int group, float* scale, float* shift);
 
 // out = image * scale + shift, then SiLU if asked.
 // image: [pixels, channels], out: rows of `out_stride` floats

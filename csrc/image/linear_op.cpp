@@ -12,7 +12,8 @@ namespace fuserve::FUSERVE_ISA {
 bool FusedImageExecutor::wants_prepared(const LinearOp& op) const {
   const PackedLinear& w = op.weights;
   return op.norm || w.wants_token_rows() || w.wants_quantized_input() || w.input.is_transformed() ||
-         value(op.source).batch != value(op.out).batch;
+         value(op.source).batch != value(op.out).batch || value(op.source).above > 0 ||
+         value(op.source).below > 0;
 }
 
 Rows FusedImageExecutor::prepare(Lane& lane, const LinearOp& op) {

@@ -17,20 +17,30 @@ namespace fuserve {
 
 inline constexpr int kNoValue = -1;
 
-// Pixels whose sums a group norm forms in fp32; those of all such chunks are added in double.
+// Pixels of a row whose sums a group norm forms in fp32; those of all such chunks are added in
+// double.
 inline constexpr int kNormPixels = 64;
 
-// Tokens of an attention block are the pixels of the same memory.
+// Tokens of an attention block are the pixels of the same memory. A value may be a band of a taller
+// image: its rows from `first_row` on. Then there are rows of the neighbouring bands in memory,
+// `above` and `below` those of each image, which somebody fills and convolutions read.
 struct ImageValue {
   int batch = 0;
   int height = 0;
   int width = 0;
   int channels = 0;
   std::ptrdiff_t offset = -1;  // floats from the arena's start; negative: bound at each run
+  int first_row = 0;
+  int above = 0;
+  int below = 0;
 
   int pixels() const { return height * width; }
+  // A chunk ends with its row, so that a band has chunks of its own.
+  int norm_chunks() const { return height * chunks_of_row(); }
+  int chunks_of_row() const { return ceil_div(width, kNormPixels); }
+  // From one image to the next.
   size_t image_floats() const {
-    return static_cast<size_t>(pixels()) * static_cast<size_t>(channels);
+    return static_cast<size_t>((above + height + below) * width) * static_cast<size_t>(channels);
   }
 };
 
@@ -108,9 +118,9 @@ struct AttentionOp {
   bool causal = false;
 };
 
-// What a group norm needs to know of an image, or of the next rows of one: for each chunk of
-// kNormPixels pixels the sums of channel_sums, [chunks][2, channels], one a row of `out`. Without
-// `pivots` the image begins here, and a row with its first pixel, its pivots, goes before.
+// What a group norm needs to know of an image, or of the next rows of one: for each chunk of up to
+// kNormPixels pixels of a row the sums of channel_sums, [chunks][2, channels], one a row of `out`.
+// Without `pivots` the image begins here, and a row with its first pixel, its pivots, goes before.
 struct ChannelSumsOp {
   int out = kNoValue;
   int source = kNoValue;
@@ -125,14 +135,23 @@ struct ImageProgram {
   size_t arena_floats = 0;
 };
 
-// Runs programs, one at a time, in memory that serves them all.
+// Operations [first, last) of a program.
+struct OpRange {
+  size_t first;
+  size_t last;
+};
+
+// Runs programs, one at a time, in memory that serves them all. A program may be run in parts, one
+// after the other, with no other program in between.
 class ImageExecutor {
  public:
   virtual ~ImageExecutor() = default;
   // bound: memory of the values that are bound, by index; null for others.
   // seconds: of each operation, or null.
-  virtual void run(const ImageProgram& program, const std::vector<float*>& bound, ThreadPool& pool,
-                   double* seconds) = 0;
+  virtual void run(const ImageProgram& program, OpRange ops, const std::vector<float*>& bound,
+                   ThreadPool& pool, double* seconds) = 0;
+  // Where the program's values lie, until a program that needs more memory runs.
+  virtual float* arena(const ImageProgram& program) = 0;
   // Gives all memory back; the next run takes what it needs.
   virtual void release() = 0;
 };

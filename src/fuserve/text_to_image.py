@@ -20,6 +20,8 @@ from fuserve.diffusion.options import DiffusionOptions, LoraOption
 from fuserve.diffusion.pipeline import ImageTask, Stage, default_steps, seeds_of
 from fuserve.diffusion.schedulers import sampler_name
 from fuserve.errors import InvalidRequestError
+from fuserve.parallel.images.model import load_image_model
+from fuserve.parallel.images.options import ImageParallelOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +69,17 @@ class TextToImage:
         loras: files to add at run time, each with its scale, as ``"style.safetensors:0.8"`` or
             ``LoraOption``.
         exact_conv: convolve directly, without Winograd's transforms: slower, a little more exact.
-        num_threads: None counts the usable cores.
+        num_threads: of each process; None shares out the usable cores.
+        cfg_parallel: 2 computes the two halves of guidance in processes of their own.
+        patch_parallel: processes that make a band of each picture each. Both multiply.
+        step_timeout_s: a denoising step that takes longer has a process that hangs.
+        join_timeout_s: a process that says nothing for so long while it starts has failed.
         executor: "native", or "reference" (extra ``torch``).
         device: of the reference executor.
 
     Raises:
         ModelNotFoundError, CheckpointError, UnsupportedModelError: on loading.
+        RankFailedError: a process does not start.
         CapacityError: ``memory_bytes`` are too few; it says what would do.
     """
 
@@ -87,6 +94,10 @@ class TextToImage:
         loras: Sequence[str | LoraOption] = (),
         exact_conv: bool = False,
         num_threads: int | None = None,
+        cfg_parallel: int = 1,
+        patch_parallel: int = 1,
+        step_timeout_s: float = 600.0,
+        join_timeout_s: float = 60.0,
         executor: Literal["native", "reference"] = "native",
         device: str = "cpu",
     ) -> None:
@@ -101,8 +112,11 @@ class TextToImage:
             loras=tuple(as_lora(lora) for lora in loras),
             num_threads=num_threads,
         )
+        parallel = ImageParallelOptions(
+            cfg_parallel, patch_parallel, step_timeout_s, join_timeout_s
+        )
         self._name = str(model)
-        self._loaded: DiffusionModel | None = DiffusionModel.load(model, options)
+        self._loaded: DiffusionModel | None = load_image_model(model, options, parallel)
         self._turn = threading.Lock()
 
     def __enter__(self) -> TextToImage:
@@ -140,6 +154,8 @@ class TextToImage:
 
         Raises:
             InvalidRequestError: a prompt or a parameter is refused; nothing is painted then.
+            RankFailedError: one of several processes has died or hangs. The next call starts them
+                again.
         """
         model = self._model
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -152,8 +168,10 @@ class TextToImage:
         return [self._paint(i, len(jobs), *job, progress=progress) for i, job in enumerate(jobs)]
 
     def close(self) -> None:
-        """Free the model's memory. May be called twice."""
-        self._loaded = None
+        """Free the model's memory, and end its processes. May be called twice."""
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            loaded.close()
 
     @property
     def memory(self) -> str | None:
@@ -179,7 +197,10 @@ class TextToImage:
         progress: Callable[[ImageProgress], None] | None,
     ) -> GeneratedImage:
         model = self._model
+        latents = None
         while task.stage != "done":
+            if task.stage == "decode":
+                latents = task.latents
             with self._turn:
                 task.step()
             if progress is not None:
@@ -188,6 +209,7 @@ class TextToImage:
                         index, num_images, task.stage, task.steps_done, task.num_steps, task
                     )
                 )
+        assert latents is not None
         return GeneratedImage(
             to_pixels(task.images[0]),
             prompt,
@@ -196,6 +218,7 @@ class TextToImage:
             default_steps(model, params),
             sampler_name(model.scheduler_config, params.scheduler),
             self._name,
+            latents[0],
         )
 
 

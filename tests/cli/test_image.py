@@ -53,6 +53,29 @@ def test_several_pictures_are_numbered_and_repeat(
         np.testing.assert_array_equal(np.asarray(alone), np.asarray(second))
 
 
+def test_the_error_of_step_caching_is_told(
+    run: Run, run_json: RunJson, model: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.png"
+    flags = ["--steps", "5", "--seed", "7", "--width", "32", "--height", "32", "--out", str(out)]
+    cached = ["--cache-interval", "2", "--cache-branch", "1", "--compare", "--num-images", "2"]
+    report = run_json("image", "a red circle", "--model", model, *flags, *cached)
+    assert len(report["differences"]) == 2
+    for each in report["differences"]:
+        assert each["psnr_db"] > 5
+        assert 0 < each["latents_error"] < 1
+    assert report["full_seconds"] > 0
+    run_json("image", "a red circle", "--model", model, *flags)
+    with Image.open(tmp_path / "x-1.png") as one, Image.open(out) as full:
+        pixels = [np.asarray(each, np.float64) for each in (one, full)]
+        assert "Cache interval: 2" in one.text["parameters"]  # type: ignore[attr-defined]
+    psnr_db = 10 * np.log10(255**2 / np.mean((pixels[0] - pixels[1]) ** 2))
+    assert report["differences"][0]["psnr_db"] == pytest.approx(psnr_db)
+    told = run("image", "a red circle", "--model", model, *flags, *cached).stderr
+    assert "PSNR" in told
+    assert "without the cache" in told
+
+
 def test_a_memory_budget_is_held_or_refused(
     run: Run, run_json: RunJson, model: str, tmp_path: Path
 ) -> None:
@@ -82,6 +105,7 @@ def test_a_picture_can_be_the_start(run_json: RunJson, model: str, tmp_path: Pat
         (["--out", "/no/such/folder/x.png"], "folder"),
         (["--init-image", "/no/such.png"], "/no/such.png"),
         (["--guidance-rescale", "3"], "guidance_rescale"),
+        (["--compare"], "--cache-interval"),
     ],
 )
 def test_what_is_wrong_is_said_before_the_model_is_loaded(

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 
+from fuserve.diffusion.step_cache import StepCache
+
 TEXT_CHANNELS, TEXT_TOKENS = 32, 7
 
 
@@ -54,6 +56,11 @@ def as_nhwc(images: torch.Tensor) -> np.ndarray:
 
 
 class DiffusersDenoiser:
+    num_bytes = 0
+
+    def share(self, step: int, guided: bool = True) -> float:
+        return 1.0
+
     def __init__(
         self,
         unet: UNet2DConditionModel,
@@ -90,6 +97,7 @@ class DiffusersModel:
         self.scale_factor = self.size_multiple = 2
         self.embeds_guidance = False
         self.sample_size = 8
+        self.num_cache_branches = 0
         self.scaling_factor = float(self.vae.config.scaling_factor)
         self.denoisers: list[DiffusersDenoiser] = []
         self.decoded = 0
@@ -106,6 +114,7 @@ class DiffusersModel:
         width: int,
         *,
         guidance_scale: float = 1.0,
+        step_cache: StepCache | None = None,
     ) -> DiffusersDenoiser:
         self.denoisers.append(DiffusersDenoiser(self.unet, positive, negative, timesteps))
         return self.denoisers[-1]

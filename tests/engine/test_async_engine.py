@@ -268,7 +268,7 @@ def test_500_requests_at_once_are_all_answered_and_nothing_is_mixed_or_leaked() 
             assert turned_away > 0
             assert stats.num_running == stats.num_waiting == stats.num_waiting_tokens == 0
             assert stats.num_free_blocks == stats.num_blocks
-            assert engine._mailboxes == {}
+            assert engine._thread._mailboxes == {}
 
     asyncio.run(main())
 
@@ -300,7 +300,7 @@ def test_200_clients_that_leave_at_random_moments_leave_nothing_behind() -> None
             stats = engine.stats()
             assert stats.num_running == stats.num_waiting == 0
             assert stats.num_free_blocks == 24
-            assert engine._mailboxes == {}
+            assert engine._thread._mailboxes == {}
 
     asyncio.run(main())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import numpy as np
+import torch
 import torch.distributed as dist
 
 from fuserve.decoder.communicator import tree_sum
@@ -14,6 +15,7 @@ from fuserve.parallel.slots import SlotSizes
 from fuserve.parallel.torch_communicator import TorchCommunicator
 from fuserve.parallel.torch_links import TorchControl, TorchLinks
 from fuserve.parallel.torch_start import join_control
+from tests.parallel.image_ranks import drawn, run_alone, run_as_rank, small_unet
 from tests.parallel.test_parts import batch
 
 
@@ -22,6 +24,7 @@ def main() -> None:
     rank = dist.get_rank()
     check_sums(rank)
     check_links(rank, control)
+    check_image(rank)
     dist.barrier()
     dist.destroy_process_group()
     print(f"rank {rank} is content")
@@ -39,6 +42,26 @@ def check_sums(rank: int) -> None:
     communicator.gather(gathered)
     if rank == 0:
         assert all(np.array_equal(a, b) for a, b in zip(gathered, parts, strict=True))
+    uneven = [np.full(size, n if n == rank else -1, "f4") for n, size in enumerate((5, 0))]
+    communicator.all_gather(uneven)
+    assert (uneven[0] == 0).all()
+
+
+def check_image(rank: int) -> None:
+    """A guided step: of bands, and in halves."""
+    torch.set_num_threads(1)
+    communicator = TorchCommunicator([0, 1], dist.new_group([0, 1]))
+    program, weights = small_unet("sd15", 1, 2, 12, 8)
+    inputs = drawn(program)
+    alone = run_alone(program, weights, inputs)["prediction"]
+    in_bands = run_as_rank(program, weights, inputs, communicator)["prediction"]
+    assert np.array_equal(in_bands, alone)
+    half, _ = small_unet("sd15", 1, 1, 12, 8)
+    own = {name: array if len(array) == 1 else array[[rank]] for name, array in inputs.items()}
+    halves = [np.empty_like(alone[:1]) for _ in range(2)]
+    halves[rank] = run_alone(half, weights, own)["prediction"]
+    communicator.all_gather(halves)
+    assert np.array_equal(np.concatenate(halves), alone)
 
 
 def check_links(rank: int, control: TorchControl) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from fuserve.engine.images.stats import ImageStats
 from fuserve.engine.stats import EngineStats, StepStats
+from fuserve.server.images.metrics import ImageMetrics
 from fuserve.server.metrics import ServerMetrics
 
 DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana.json"
@@ -31,6 +33,10 @@ def exported() -> dict[str, set[str]]:
     metrics = ServerMetrics("demo")
     metrics.watch(lambda: stats)
     metrics.on_step(StepStats("mixed", 1, 1, 0.1, 0.01), stats)
+    images = ImageMetrics(metrics.registry, "painter")
+    image_stats = ImageStats(**dict.fromkeys(ImageStats.__dataclass_fields__, 0))
+    images.watch(lambda: image_stats)
+    images.on_step("denoise", 0.1)
     return {
         sample.name: set(sample.labels)
         for family in text_string_to_metric_families(metrics.exposition().decode())
@@ -51,6 +57,7 @@ def test_every_metric_that_it_asks_for_is_exported(
 ) -> None:
     asked = {name for text in expressions(dashboard) for name in NAME.findall(text)}
     assert len(asked) >= 15
+    assert len([name for name in asked if "image" in name]) >= 9
     assert asked - exported.keys() == set()
 
 
@@ -87,4 +94,5 @@ def test_panels_lie_beside_each_other_and_have_names_of_their_own(
 
 def test_ratios_divide_a_counter_by_what_contains_it(dashboard: dict[str, Any]) -> None:
     ratios = [NAME.findall(text) for text in expressions(dashboard) if ") / " in text]
-    assert ["fuserve:prefix_cache_hits_total", "fuserve:prefix_cache_queries_total"] in ratios
+    for cache in ("prefix_cache", "image_prompt_cache"):
+        assert [f"fuserve:{cache}_hits_total", f"fuserve:{cache}_queries_total"] in ratios

@@ -114,7 +114,7 @@ def test_cancelling_ends_the_request(
             page.keyboard.press("Escape")
         expect(status(page)).to_have_text("cancelled")
         expect(page.get_by_role("button", name="Paint")).to_be_visible()
-        while not server.engine._aborts:
+        while not server.engine._thread._aborts:
             page.wait_for_timeout(5)
         gate.open()
         while server.engine.stats().num_running:

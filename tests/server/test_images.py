@@ -148,6 +148,8 @@ def test_an_edit_without_a_mask_follows_its_strength_and_streams(client: OpenAI)
         ("guidance_scale", {"guidance_scale": -1.0}),
         ("seed", {"seed": -1}),
         ("scheduler", {"scheduler": "nonsense"}),
+        ("cache_interval", {"cache_interval": 0}),
+        ("cache_branch", {"cache_interval": 2, "cache_branch": 1}),
         ("stepz", {"stepz": 3}),
     ],
 )
@@ -225,7 +227,7 @@ def test_a_client_that_goes_away_ends_its_request(streams: bool) -> None:
             else:
                 assert isinstance(reading.exception(), httpx2.TimeoutException)
             client.close()
-            until(lambda: server.engine._aborts)
+            until(lambda: server.engine._thread._aborts)
             gate.open()
             until(lambda: running(server) == 0)
             assert len(gate.steps) < 50

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from fuserve.diffusion.image_params import ImageParams
@@ -83,7 +86,12 @@ def test_eight_requests_of_two_sizes_get_on_fairly_while_a_chat_streams(
                 size=f"{side}x{side}",  # type: ignore[call-overload]
                 stream=True,
                 partial_images=20,
-                extra_body={"seed": number, "steps": 6, "guidance_scale": 5.0},
+                extra_body={
+                    "seed": number,
+                    "steps": 6,
+                    "guidance_scale": 5.0,
+                    "cache_interval": 1 + number // 4,
+                },
             )
             for event in stream:
                 progress.append((number, event.step, event.steps))
@@ -106,11 +114,52 @@ def test_eight_requests_of_two_sizes_get_on_fairly_while_a_chat_streams(
     # Steps of a small picture are a quarter of a large one's: it is done long before.
     assert {number for number in ended[:4]} == {0, 2, 4, 6}
     alone = DiffusionModel.load(stable_diffusion)
-    for number in (1, 2):  # the picture does not tell who painted beside
+    for number in (1, 6):  # the picture does not tell who painted beside
         side = sides[number]
-        params = ImageParams(steps=6, guidance_scale=5.0, width=side, height=side)
+        params = ImageParams(
+            steps=6, guidance_scale=5.0, width=side, height=side, cache_interval=1 + number // 4
+        )
         (image,) = ImageTask(alone, [f"picture {number}"], [number], params).run()
         assert (pixels(pictures[number]) == (image * 255 + 0.5).astype("uint8")).all()
+
+
+def test_eight_requests_that_nobody_waits_for_any_more_leave_no_memory_behind(
+    stable_diffusion: Path,
+) -> None:
+    model = DiffusionModel.load(stable_diffusion)
+    side = model.size_multiple
+    with serving_both(model) as server, ThreadPoolExecutor(8) as pool:
+        client = server.client()
+
+        def paint_a_little(number: int) -> None:
+            size = side * (1 + number % 2)
+            stream = client.images.generate(
+                prompt=f"picture {number}",
+                size=f"{size}x{size}",  # type: ignore[call-overload]
+                stream=True,
+                partial_images=100,
+                extra_body={"steps": 500, "cache_interval": 3},
+            )
+            held.append(metric("image_requests_bytes") if next(iter(stream)) else 0.0)
+            stream.close()
+
+        def metric(name: str) -> float:
+            text = httpx2.get(f"{server.url}/metrics", timeout=60).text
+            found = re.search(rf"^fuserve:{name}{{.*}} (.*)$", text, re.M)
+            assert found is not None
+            return float(found[1])
+
+        held: list[float] = []
+        list(pool.map(paint_a_little, range(8)))
+        assert max(held) > 8 * side * side
+        stream = client.chat.completions.create(
+            model="toy", messages=QUESTION, max_tokens=64, stream=True
+        )
+        assert len(list(stream)) > 2
+        deadline_s = time.monotonic() + 60
+        while metric("num_image_requests_running") + metric("image_requests_bytes") > 0:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.01)
 
 
 def test_both_models_are_listed_and_each_knows_its_own() -> None:

@@ -44,14 +44,16 @@ double scratch(const ConvShape& shape, int width, int rows, int tiles) {
 
 }  // namespace
 
-ConvUnits conv_units(const ConvShape& shape, int batch, int height, int width, int num_threads) {
-  const int rows = shape.out_height(height), tiles = shape.tiles(), step = shape.row_step();
-  ConvUnits best{rows, tiles, step, tiles};
+ConvUnits conv_units(const ConvShape& shape, int batch, int height, int width, int num_threads,
+                     int first_row) {
+  const int tiles = shape.tiles(), step = shape.row_step();
+  const int rows = shape.out_height(height), before = first_row % step;
+  ConvUnits best{rows, tiles, step, tiles, before};
   double best_cost = 0.0;
-  for (int bands = ceil_div(rows, step); bands > 0; --bands)
+  for (int bands = ceil_div(rows + before, step); bands > 0; --bands)
     for (int parts = 1; parts <= std::min(tiles, 4 * num_threads); ++parts) {
-      const ConvUnits cut{rows, tiles, round_up(ceil_div(rows, bands), step),
-                          ceil_div(tiles, parts)};
+      const ConvUnits cut{rows, tiles, round_up(ceil_div(rows + before, bands), step),
+                          ceil_div(tiles, parts), before};
       const bool is_large =
           scratch(shape, shape.out_width(width), cut.band_rows, cut.unit_tiles) > kMostScratch;
       if (is_large && best_cost != 0.0) continue;  // wide images leave no choice but the smallest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,10 +17,13 @@ from fuserve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from fuserve import ImageParams, TextToImage
+    from fuserve.diffusion.generated_image import GeneratedImage
     from fuserve.text_to_image import ImageProgress
 
+_CACHE = "Step caching"
 _START = "Starting from a picture"
 _MODEL = "Model"
+_PARALLEL = "Several processes"
 
 
 def image(
@@ -68,6 +72,32 @@ def image(
             "dpm++2m-sde-karras, unipc or lcm; the model's by default.",
         ),
     ] = None,
+    cache_interval: Annotated[
+        int,
+        typer.Option(
+            "--cache-interval",
+            help="Every so many steps one is computed in full; the others reuse its deep part.",
+            min=1,
+            rich_help_panel=_CACHE,
+        ),
+    ] = 1,
+    cache_branch: Annotated[
+        int,
+        typer.Option(
+            "--cache-branch",
+            help="Skip connection up to which every step is computed; 0 saves most.",
+            min=0,
+            rich_help_panel=_CACHE,
+        ),
+    ] = 0,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Paint without the cache too, and tell the difference.",
+            rich_help_panel=_CACHE,
+        ),
+    ] = False,
     init_image: Annotated[
         Path | None,
         typer.Option("--init-image", help="Start from this picture.", rich_help_panel=_START),
@@ -122,8 +152,50 @@ def image(
     ] = False,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", help="By default all usable.", min=1, rich_help_panel=_MODEL),
+        typer.Option(
+            "--threads",
+            help="Of each process; by default all usable, shared out.",
+            min=1,
+            rich_help_panel=_MODEL,
+        ),
     ] = None,
+    cfg_parallel: Annotated[
+        int,
+        typer.Option(
+            "--cfg-parallel",
+            help="2: the halves of guidance in processes of their own.",
+            min=1,
+            max=2,
+            rich_help_panel=_PARALLEL,
+        ),
+    ] = 1,
+    patch_parallel: Annotated[
+        int,
+        typer.Option(
+            "--patch-parallel",
+            help="Processes that make a band of the picture each.",
+            min=1,
+            rich_help_panel=_PARALLEL,
+        ),
+    ] = 1,
+    step_timeout: Annotated[
+        float,
+        typer.Option(
+            "--step-timeout",
+            help="Seconds after which a step has a process that hangs.",
+            min=0.1,
+            rich_help_panel=_PARALLEL,
+        ),
+    ] = 600.0,
+    join_timeout: Annotated[
+        float,
+        typer.Option(
+            "--join-timeout",
+            help="Seconds that a starting process may say nothing.",
+            min=0.1,
+            rich_help_panel=_PARALLEL,
+        ),
+    ] = 60.0,
     json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -135,6 +207,8 @@ def image(
     # All that can be refused is refused before the model is loaded.
     if init_image is None and (mask is not None or strength is not None):
         raise InvalidRequestError("--mask and --strength need an --init-image.")
+    if compare and cache_interval == 1:
+        raise InvalidRequestError("--compare needs a --cache-interval above 1.")
     check_name(scheduler)
     params = ImageParams(
         negative_prompt=negative_prompt,
@@ -142,6 +216,8 @@ def image(
         guidance_scale=guidance_scale,
         guidance_interval=guidance_interval,
         guidance_rescale=guidance_rescale,
+        cache_interval=cache_interval,
+        cache_branch=cache_branch,
         width=width,
         height=height,
         num_images=num_images,
@@ -163,13 +239,20 @@ def image(
             loras=lora or [],
             exact_conv=exact_conv,
             num_threads=threads,
+            cfg_parallel=cfg_parallel,
+            patch_parallel=patch_parallel,
+            step_timeout_s=step_timeout,
+            join_timeout_s=join_timeout,
         )
         loaded = time.perf_counter()
-        fitted = painter.memory
-        params = _with_images(painter, params, init_image, strength, mask)
-        images = painter.generate(prompt, params, progress=_shown_by(progress))
-    ended = time.perf_counter()
-    painter.close()
+        with painter:
+            fitted = painter.memory
+            params = _with_images(painter, params, init_image, strength, mask)
+            images = painter.generate(prompt, params, progress=_shown_by(progress))
+            ended = time.perf_counter()
+            full = replace(params, cache_interval=1, seed=images[0].seed)
+            exact = painter.generate(prompt, full, progress=_shown_by(progress)) if compare else []
+            full_seconds = time.perf_counter() - ended
     files = [_numbered(out, i, len(images)) for i in range(len(images))]
     for file, painted in zip(files, images, strict=True):
         painted.save(file)
@@ -189,6 +272,9 @@ def image(
         "load_seconds": loaded - started,
         "seconds": ended - loaded,
     }
+    if compare:
+        report["full_seconds"] = full_seconds
+        report["differences"] = differences = _differences(images, exact)
     if fitted is not None:
         report["memory"] = fitted
     if json:
@@ -200,6 +286,29 @@ def image(
         print(file)
         note(f"[seed {painted.seed}, {painted.steps} steps of {painted.sampler}]")
     note(f"[{ended - loaded:.1f} s, loaded in {loaded - started:.1f} s]")
+    if compare:
+        for each in differences:
+            psnr = (
+                "the same pixels" if each["psnr_db"] is None else f"PSNR {each['psnr_db']:.1f} dB"
+            )
+            note(f"[without the cache: {psnr}, latents differ by {each['latents_error']:.2%}]")
+        note(f"[{full_seconds:.1f} s without the cache]")
+
+
+def _differences(
+    images: list[GeneratedImage], exact: list[GeneratedImage]
+) -> list[dict[str, float | None]]:
+    """Of each picture from that of the same seed without the cache; PSNR None is infinite."""
+    from fuserve.diffusion.difference import difference
+
+    found = [difference(one, other) for one, other in zip(images, exact, strict=True)]
+    return [
+        {
+            "psnr_db": each.psnr_db if isfinite(each.psnr_db) else None,
+            "latents_error": each.latents_error,
+        }
+        for each in found
+    ]
 
 
 def _with_images(

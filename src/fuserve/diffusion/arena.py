@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from fuserve.diffusion.program import (
-    SUMMED_PIXELS,
     Conv,
     GroupNorm,
     Linear,
@@ -80,10 +79,10 @@ def place_values(program: Program) -> dict[Value, int]:
 def program_bytes(program: Program) -> int:
     """Memory of a program's values, inputs and outputs too, and of the sums of its group norms."""
     places = place_values(program)
-    arena = max((offset + _floats(value) for value, offset in places.items()), default=0)
+    arena = max((offset + value.size for value, offset in places.items()), default=0)
     bound = {*program.inputs.values(), *program.outputs.values()}
     sums = max((_norm_floats(op) for op in program.ops), default=0)
-    return FLOAT_BYTES * (arena + sum(map(_floats, bound)) + sums)
+    return FLOAT_BYTES * (arena + sum(value.size for value in bound) + sums)
 
 
 def fullest(program: Program) -> set[Value]:
@@ -107,7 +106,7 @@ def _lifetimes(program: Program, homes: Mapping[Value, Rows]) -> dict[Value, Lif
             home = homes.get(value, Rows(value, 0)).value
             if home not in bound:
                 first = found[home].first if home in found else index
-                found[home] = Lifetime(_floats(home), first, index)
+                found[home] = Lifetime(home.size, first, index)
     return found
 
 
@@ -126,20 +125,13 @@ def _homes(program: Program) -> dict[Value, Rows]:
         if op.out in apart:
             continue
         ends = last[residual] is op and op.reads().count(residual) == 1
-        if ends and residual.shape == op.out.shape:
+        if ends and residual.stored_shape == op.out.stored_shape:
             homes[op.out] = homes.get(residual, Rows(residual, 0))
     return homes
-
-
-def _floats(value: Value) -> int:
-    return value.batch * value.tokens * value.channels
 
 
 def _norm_floats(op: Op) -> int:
     """What an executor keeps while it finds a group norm's statistics."""
     if not isinstance(op, Conv | Normalize) or not isinstance(op.norm, GroupNorm) or op.sums:
         return 0
-    return sum(
-        2 * source.channels * source.batch * -(-source.tokens // SUMMED_PIXELS)
-        for source in op.sources
-    )
+    return sum(2 * source.channels * source.batch * source.norm_chunks for source in op.sources)

@@ -10,15 +10,20 @@ from fuserve.diffusion.network import Backend, ExecutorMaker
 from fuserve.diffusion.options import DiffusionOptions
 from fuserve.diffusion.packed_weights import PackedWeights, PackingOptions
 from fuserve.diffusion.program import Executor, Program, Weights
+from fuserve.diffusion.rank_executor import Gatherer, RankExecutor
 from fuserve.kernels.machine import num_threads
 
 
-def make_backend(options: DiffusionOptions, packing: PackingOptions) -> Backend:
+def make_backend(
+    options: DiffusionOptions, packing: PackingOptions, ranks: Gatherer | None = None
+) -> Backend:
     """What makes executors, as the options say; native ones share threads and memory.
 
     Args:
         options: which and where.
         packing: how native ones keep weights.
+        ranks: those that make each image of a denoiser together; native executors only. None: this
+            process alone.
 
     Raises:
         InvalidRequestError: the number of threads is out of range.
@@ -26,17 +31,28 @@ def make_backend(options: DiffusionOptions, packing: PackingOptions) -> Backend:
     if options.executor == "reference":
         return lambda weights: _ReferenceMaker(weights, options)
     workspace = NativeWorkspace(ThreadPool(num_threads(options.num_threads)))
-    return lambda weights: _NativeMaker(weights, workspace, packing)
+    return lambda weights: _NativeMaker(weights, workspace, packing, ranks)
+
+
+_IMAGES = ("latents", "feature")
+"""Inputs of a denoiser that belong to the image."""
 
 
 class _NativeMaker(ExecutorMaker):
     def __init__(
-        self, weights: Weights, workspace: NativeWorkspace, packing: PackingOptions
+        self,
+        weights: Weights,
+        workspace: NativeWorkspace,
+        packing: PackingOptions,
+        ranks: Gatherer | None,
     ) -> None:
-        self._workspace = workspace
+        self._workspace, self._ranks = workspace, ranks
         self._weights = PackedWeights(weights, workspace.pool, packing)
 
     def __call__(self, program: Program) -> Executor:
+        images = [name for name in _IMAGES if name in program.inputs]
+        if self._ranks is not None and images:
+            return RankExecutor(program, images, self._weights, self._workspace, self._ranks)
         return NativeProgram(program, self._weights, self._workspace)
 
     def forget(self, names: Collection[str]) -> None:

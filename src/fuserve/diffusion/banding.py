@@ -12,12 +12,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import gcd, lcm
 from typing import TypeGuard
 
 from fuserve.diffusion.arena import fullest, program_bytes
 from fuserve.diffusion.program import (
-    SUMMED_PIXELS,
     ChannelSums,
     Conv,
     ImageSums,
@@ -53,9 +51,8 @@ class Candidate:
 
     @property
     def band_rows(self) -> int:
-        """Rows of a band: whole squares, and whole chunks of the sums."""
-        step = lcm(ROW_STEP, SUMMED_PIXELS // gcd(SUMMED_PIXELS, self.value.width))
-        return max(1, self.value.height // NUM_BANDS // step) * step
+        """Rows of a band: whole squares."""
+        return max(1, self.value.height // NUM_BANDS // ROW_STEP) * ROW_STEP
 
 
 def fit(program: Program, max_bytes: int) -> Program:
@@ -161,19 +158,19 @@ class _Bands:
 
     def _banded_sums(self) -> Value:
         value = self._value
-        sums = self._new(1 + -(-value.tokens // SUMMED_PIXELS), 1, 2 * value.channels)
-        pivots = self._view(sums, 0, 1)
+        sums = self._new(1 + value.norm_chunks, 1, 2 * value.channels)
+        pivots, of_row = self._view(sums, 0, 1), value.norm_chunks // value.height
         for first, last in self._spans():
             band = self._band(first, last)
             rows = self._view(band.memory, first - band.first, last - band.first)
-            begin = 1 + first * value.width // SUMMED_PIXELS if first else 0
-            end = 1 + -(-last * value.width // SUMMED_PIXELS)
+            begin = 1 + first * of_row if first else 0
+            end = 1 + last * of_row
             out = self._view(sums, begin, end)
             self.ops.append(self._summing(out, rows, pivots if first else None))
         return sums
 
     def _all_sums(self, source: Value) -> Value:
-        sums = self._new(1 + -(-source.tokens // SUMMED_PIXELS), 1, 2 * source.channels)
+        sums = self._new(1 + source.norm_chunks, 1, 2 * source.channels)
         self.ops.append(self._summing(sums, source, None))
         return sums
 

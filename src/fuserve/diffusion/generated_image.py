@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fuserve.diffusion.image_file import Pixels, save_image
-from fuserve.diffusion.image_params import ImageParams
+from fuserve.diffusion.image_params import FloatArray, ImageParams
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,6 +21,7 @@ class GeneratedImage:
         steps: denoising steps of a whole run; an initial image leaves some of them out.
         sampler: the scheduler, as the field's tools call it.
         model: the model argument.
+        latents: that were decoded  # [height, width, channels].
     """
 
     pixels: Pixels
@@ -30,6 +31,7 @@ class GeneratedImage:
     steps: int
     sampler: str
     model: str
+    latents: FloatArray
 
     @property
     def width(self) -> int:
@@ -55,6 +57,9 @@ class GeneratedImage:
         }
         if params.guidance_rescale:
             facts["CFG rescale"] = f"{params.guidance_rescale:g}"
+        if params.step_cache is not None:
+            facts["Cache interval"] = params.cache_interval
+            facts["Cache branch"] = params.cache_branch
         if params.init_image is not None:
             facts["Denoising strength"] = f"{params.effective_strength:g}"
         lines = [self.prompt]

@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from fuserve.diffusion.step_cache import StepCache
+
 FloatArray = NDArray[np.float32]
 Embeds = TypeVar("Embeds")
 
@@ -25,6 +27,15 @@ class Denoiser(Protocol):
             step: index of the timestep.
             guided: False computes the positive ones alone.
         """
+        ...
+
+    def share(self, step: int, guided: bool = True) -> float:
+        """Part of a full step's arithmetic that ``predict`` would do now; 1 is all of it."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of its own, which goes with it."""
         ...
 
 
@@ -71,6 +82,11 @@ class ImageModel(Protocol[Embeds]):
         """The denoiser is told the guidance scale (LCM), and needs no negative prompt."""
         ...
 
+    @property
+    def num_cache_branches(self) -> int:
+        """Skip connections at which step caching can take over: ``cache_branch`` is below this."""
+        ...
+
     def encode_prompts(self, prompts: Sequence[str], *, negative: bool = False) -> Embeds:
         """What the denoiser needs to know of each prompt."""
         ...
@@ -84,6 +100,7 @@ class ImageModel(Protocol[Embeds]):
         width: int,
         *,
         guidance_scale: float = 1.0,
+        step_cache: StepCache | None = None,
     ) -> Denoiser:
         """Bind prompts, timesteps and a size in pixels."""
         ...

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fuserve.diffusion.step_cache import StepCache
 from fuserve.errors import InvalidRequestError
 
 FloatArray = NDArray[np.float32]
@@ -28,6 +29,10 @@ class ImageParams:
         guidance_interval: part of the steps that are guided, as two fractions of the run: early and
             late steps need it least (Kynkäänniemi et al., arXiv 2404.07724).
         guidance_rescale: how far guidance's excess contrast is taken back, 0 to 1.
+        cache_interval: every so many steps one computes the whole network, and those between reuse
+            its deep part (step caching, DeepCache: arXiv 2312.00858). 1 computes all of every step.
+        cache_branch: the skip connection, counted from the latents, up to which every step is
+            computed; higher ones save less and stay nearer to the picture without the cache.
         width: pixels; None takes the initial image's, else the model's own.
         height: likewise.
         num_images: how many pictures of each prompt, with the seeds ``seed``, ``seed + 1`` and on.
@@ -47,6 +52,8 @@ class ImageParams:
     guidance_scale: float = 7.5
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance_rescale: float = 0.0
+    cache_interval: int = 1
+    cache_branch: int = 0
     width: int | None = None
     height: int | None = None
     num_images: int = 1
@@ -70,6 +77,10 @@ class ImageParams:
             raise InvalidRequestError(
                 f"guidance_rescale={self.guidance_rescale} must be between 0 and 1."
             )
+        if self.cache_interval < 1:
+            raise InvalidRequestError(f"cache_interval={self.cache_interval} must be at least 1.")
+        if self.cache_branch < 0:
+            raise InvalidRequestError(f"cache_branch={self.cache_branch} must be 0 or more.")
         for name in ("width", "height"):
             side = getattr(self, name)
             if side is not None and not 1 <= side <= MAX_SIDE:
@@ -79,6 +90,13 @@ class ImageParams:
                 f"num_images={self.num_images} must be between 1 and {MAX_IMAGES}."
             )
         self._check_images()
+
+    @property
+    def step_cache(self) -> StepCache | None:
+        """Which steps reuse the network's deep part; None where all are full."""
+        if self.cache_interval == 1:
+            return None
+        return StepCache(self.cache_interval, self.cache_branch)
 
     @property
     def effective_strength(self) -> float:

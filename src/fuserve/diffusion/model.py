@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from fuserve.checkpoints.find import find_diffusion_model, find_lora, find_tokenizer
+from fuserve.diffusion import denoiser as whole
 from fuserve.diffusion.autoencoder import Autoencoder
 from fuserve.diffusion.backends import make_backend
 from fuserve.diffusion.conditions import added_conditions, time_vectors
-from fuserve.diffusion.denoiser import Denoiser, TextStates
+from fuserve.diffusion.denoiser import TextStates
 from fuserve.diffusion.diffusers_folder import read_diffusers_folder, read_vae
+from fuserve.diffusion.image_model import Denoiser
 from fuserve.diffusion.lora import Branch
 from fuserve.diffusion.lora_file import UNET, Modules, read_lora
 from fuserve.diffusion.memory_plan import DECODE_BYTES, packing_options, plan_memory
-from fuserve.diffusion.network import Network
+from fuserve.diffusion.network import Backend, Network
 from fuserve.diffusion.options import DiffusionOptions, LoraOption
+from fuserve.diffusion.packed_weights import PackingOptions
 from fuserve.diffusion.parts import ModelParts
 from fuserve.diffusion.program import Array
 from fuserve.diffusion.prompts import PromptEmbeds, PromptEncoder
 from fuserve.diffusion.single_file import read_single_file
 from fuserve.diffusion.single_file_names import unet_modules
+from fuserve.diffusion.step_cache import StepCache
 from fuserve.diffusion.stepwise import Tap, tapped
 from fuserve.diffusion.text_encoder_program import text_encoder_program
 from fuserve.diffusion.unet_program import prompt_program, unet_programs
 from fuserve.errors import InvalidRequestError
 
 DEFAULT_OPTIONS = DiffusionOptions()
+
+Denoising = Callable[[PackingOptions], Backend]
 MAX_TEXT_STATE_BYTES = 256 << 20
 PLANNED_TEXT_STATE_BYTES = 32 << 20
 """Of the keys and values of prompts that are kept, without and with a memory budget: 8 MB each for
@@ -46,6 +52,8 @@ class DiffusionModel:
         parts: of the checkpoint, checked.
         options: how it is held in memory and run.
         tap: sees, and may change, what the layers of the denoiser read, which is slower then.
+        denoising: makes what runs the denoiser, given how its weights are kept, where that is not
+            what runs the rest.
 
     Raises:
         CapacityError: it does not fit into ``options.memory_bytes``.
@@ -56,6 +64,7 @@ class DiffusionModel:
         parts: ModelParts,
         options: DiffusionOptions = DEFAULT_OPTIONS,
         tap: Tap | None = None,
+        denoising: Denoising | None = None,
     ) -> None:
         self._parts = parts
         self._has_loras = False
@@ -67,7 +76,8 @@ class DiffusionModel:
         )
         """How it fits into ``options.memory_bytes``."""
         plan = self.memory_plan
-        backend = make_backend(options, packing_options(options) if plan is None else plan.packing)
+        packing = packing_options(options) if plan is None else plan.packing
+        backend = make_backend(options, packing)
         count = options.num_cached_programs
         self._prompts = PromptEncoder(
             parts.texts,
@@ -75,7 +85,9 @@ class DiffusionModel:
             penultimate=parts.penultimate,
             pooled=spec.text_time is not None,
         )
-        unet_backend = backend if tap is None else tapped(backend, tap)
+        unet_backend = backend if denoising is None else denoising(packing)
+        if tap is not None:
+            unet_backend = tapped(unet_backend, tap)
         self._unet = Network(parts.unet.weights, unet_backend, count)
         decode_bytes = DECODE_BYTES if plan is None else plan.decode_bytes
         self._autoencoder = Autoencoder(parts.vae, backend, count, decode_bytes)
@@ -83,7 +95,12 @@ class DiffusionModel:
         self.set_loras(options.loras)
 
     @classmethod
-    def load(cls, model: str | Path, options: DiffusionOptions = DEFAULT_OPTIONS) -> DiffusionModel:
+    def load(
+        cls,
+        model: str | Path,
+        options: DiffusionOptions = DEFAULT_OPTIONS,
+        denoising: Denoising | None = None,
+    ) -> Self:
         """From a diffusers folder, a ``.safetensors`` file, a hub id, or ``"demo-diffusion"``.
 
         Raises:
@@ -93,15 +110,7 @@ class DiffusionModel:
             MissingExtraError: the demo model or torch is asked for and not installed.
             CapacityError: it does not fit into ``options.memory_bytes``.
         """
-        path = find_diffusion_model(model)
-        if path.is_file():
-            parts = read_single_file(path, _tokenizer_for(path, options))
-        else:
-            parts = read_diffusers_folder(path)
-        if options.vae is not None:
-            parts = parts.with_vae(read_vae(options.vae))
-        parts.check()
-        return cls(parts, options)
+        return cls(read_parts(model, options), options, denoising=denoising)
 
     def set_loras(self, loras: Sequence[LoraOption]) -> None:
         """Run with these LoRAs from now on, instead of those there are; none takes all away.
@@ -151,6 +160,11 @@ class DiffusionModel:
         return self._spec.in_channels
 
     @property
+    def out_channels(self) -> int:
+        """Channels of a prediction."""
+        return self._spec.out_channels
+
+    @property
     def latent_channels(self) -> int:
         """Channels of the latents."""
         vae = self._parts.vae
@@ -180,6 +194,11 @@ class DiffusionModel:
     def embeds_guidance(self) -> bool:
         """The network is told the guidance scale (LCM); it needs no negative prompt then."""
         return self._spec.guidance_channels is not None
+
+    @property
+    def num_cache_branches(self) -> int:
+        """Skip connections at which step caching can take over: ``cache_branch`` is below this."""
+        return self._spec.num_skips
 
     @property
     def prompt_queries(self) -> int:
@@ -222,10 +241,12 @@ class DiffusionModel:
         width: int,
         *,
         guidance_scale: float = 1.0,
+        step_cache: StepCache | None = None,
     ) -> Denoiser:
         """Bind prompts, timesteps and a size in pixels: what depends on these is computed now.
 
-        ``guidance_scale`` is for networks that are told it (``embeds_guidance``).
+        ``guidance_scale`` is for networks that are told it (``embeds_guidance``). The denoiser of a
+        ``step_cache`` remembers its last full step: it is for one run.
 
         Raises:
             InvalidRequestError: the size is no multiple of ``size_multiple``, or there are not as
@@ -250,7 +271,7 @@ class DiffusionModel:
         if self._spec.text_time is not None:
             added = added_conditions(self._spec.text_time, positive, negative, height, width)
         times = time_vectors(self._spec, self._unet, timesteps, added, guidance_scale)
-        return Denoiser(
+        return whole.Denoiser(
             self._spec,
             self._unet,
             self._states(positive),
@@ -258,6 +279,7 @@ class DiffusionModel:
             times,
             height // factor,
             width // factor,
+            step_cache,
         )
 
     def decode(self, latents: Array) -> Array:
@@ -266,6 +288,9 @@ class DiffusionModel:
         ``[images, height, width, latent_channels]`` to ``[images, height, width, 3]``.
         """
         return self._autoencoder.decode(latents)
+
+    def close(self) -> None:
+        """End what belongs to the model beside this process; it cannot be used any more."""
 
     def encode(self, images: Array) -> Array:
         """Images with values from 0 to 1 to what their latents are drawn from.
@@ -298,6 +323,19 @@ class DiffusionModel:
         while len(self._text_states) > kept:
             del self._text_states[next(key for key in self._text_states if key not in _ALWAYS_KEPT)]
         return states
+
+
+def read_parts(model: str | Path, options: DiffusionOptions) -> ModelParts:
+    """A model's parts, opened and checked; no weight is read yet. See ``DiffusionModel.load``."""
+    path = find_diffusion_model(model)
+    if path.is_file():
+        parts = read_single_file(path, _tokenizer_for(path, options))
+    else:
+        parts = read_diffusers_folder(path)
+    if options.vae is not None:
+        parts = parts.with_vae(read_vae(options.vae))
+    parts.check()
+    return parts
 
 
 def _tokenizer_for(file: Path, options: DiffusionOptions) -> Path:

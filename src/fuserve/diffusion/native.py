@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from fuserve.diffusion.program import (
     Conv,
     ImageSums,
     Linear,
+    Move,
     Normalize,
     Op,
     Program,
@@ -75,10 +76,14 @@ class NativeProgram:
         self._program, self._workspace = program, workspace
         self._native = ImageProgram()
         self._weights = weights
-        offsets = place_values(program)
+        self._places = place_values(program)
         for value in program.values:
-            self._native.add_value(*value.shape, offsets.get(value, BOUND))
+            offset = self._places.get(value, BOUND)
+            band = (value.first_row, value.above, value.below)
+            self._native.add_value(*value.shape, offset, *band)
+        self._num_native = [0]
         for op in program.ops:
+            self._num_native.append(self._num_native[-1] + (not isinstance(op, Move)))
             try:
                 self._add(op)
             except ValueError as error:
@@ -106,13 +111,24 @@ class NativeProgram:
         Raises:
             ValueError: an input is missing, unknown or of another size.
         """
+        arrays, outputs = self.bind(inputs)
+        self._workspace.executor.run(self._native, self._workspace.pool, arrays, op_seconds)
+        return outputs
+
+    def bind(self, inputs: Mapping[str, Array]) -> tuple[dict[int, Array], dict[str, Array]]:
+        """Memory of the bound values by index, and the outputs, which are part of it.
+
+        Raises:
+            ValueError: an input is missing, unknown or of another size.
+        """
         if inputs.keys() != self._program.inputs.keys():
             raise ValueError(f"the inputs are {sorted(self._program.inputs)}, not {sorted(inputs)}")
         arrays: dict[int, Array] = {}
         for name, value in self._program.inputs.items():
             array = np.ascontiguousarray(inputs[name], np.float32)
-            if array.size != value.batch * value.tokens * value.channels:
-                raise ValueError(f"input {name!r} is {list(array.shape)}, not {list(value.shape)}")
+            if array.size != value.size:
+                wanted = list(value.stored_shape)
+                raise ValueError(f"input {name!r} is {list(array.shape)}, not {wanted}")
             arrays[value.index] = array
         outputs = {}
         for name, value in self._program.outputs.items():
@@ -123,8 +139,29 @@ class NativeProgram:
             if rows.value.index in arrays:
                 whole = arrays[rows.value.index].reshape(rows.value.shape)
                 arrays[view.index] = whole[:, rows.first : rows.first + view.height]
-        self._workspace.executor.run(self._native, self._workspace.pool, arrays, op_seconds)
-        return outputs
+        return arrays, outputs
+
+    def run_part(self, arrays: Mapping[int, Array], first: int, last: int) -> None:
+        """Run operations ``[first, last)``; those before have run since, and nothing else.
+
+        Args:
+            arrays: of ``bind``.
+            first: index into the program's operations.
+            last: likewise, not included.
+        """
+        part = (self._num_native[first], self._num_native[last])
+        self._workspace.executor.run(self._native, self._workspace.pool, arrays, None, part)
+
+    def memory(self, arrays: Mapping[int, Array]) -> Callable[[Value], Array]:
+        """Where values are, as arrays of their ``stored_shape``, until another program runs."""
+        arena = self._workspace.executor.arena(self._native)
+
+        def at(value: Value) -> Array:
+            offset = self._places.get(value)
+            array = arrays[value.index] if offset is None else arena[offset : offset + value.size]
+            return array.reshape(value.stored_shape)
+
+        return at
 
     def _add(self, op: Op) -> None:
         if isinstance(op, Conv):
@@ -144,6 +181,8 @@ class NativeProgram:
             self._native.add_attention(op.out.index, *parts, op.heads, op.head_dim, op.causal)
         elif isinstance(op, ChannelSums):
             self._native.add_channel_sums(op.out.index, op.source.index, _index(op.pivots))
+        elif isinstance(op, Move):
+            pass  # somebody does it between two parts of a run
         else:
             self._add_normalize(op)
 

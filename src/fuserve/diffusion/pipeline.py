@@ -55,6 +55,7 @@ class ImageTask:
         self._prompts = list(prompts)
         self._params = params
         self.height, self.width = image_size(model, params)
+        _check_cache(model, params)
         num_steps = default_steps(model, params)
         self.scheduler: Scheduler = make_scheduler(
             model.scheduler_config, num_steps, params.scheduler
@@ -123,6 +124,27 @@ class ImageTask:
         """The latents after the last step, ``[images, height, width, channels]``."""
         return self._sample
 
+    @property
+    def step_share(self) -> float:
+        """Part of a full step's arithmetic that the next one does: below 1 with a cached feature.
+
+        1 in other stages.
+        """
+        if self.stage != "denoise" or self._denoiser is None:
+            return 1.0
+        return self._denoiser.share(self._index, self._is_step_guided())
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it holds between steps: latents, rows of text, cached feature, pictures."""
+        arrays = {id(each): each for each in (self._sample, self._clean, self._images)}
+        start = self._start
+        if start is not None:
+            kept = () if start.kept is None else (start.kept.latents, start.kept.noise)
+            arrays |= {id(each): each for each in (start.latents, start.beside, *kept)}
+        own = sum(array.nbytes for array in arrays.values() if array is not None)
+        return own + (0 if self._denoiser is None else self._denoiser.num_bytes)
+
     def cancel(self) -> None:
         """Take no further step, and free what the task holds."""
         if self.stage != "done":
@@ -148,6 +170,7 @@ class ImageTask:
             self.height,
             self.width,
             guidance_scale=params.guidance_scale,
+            step_cache=params.step_cache,
         )
         self.stage = "denoise"
 
@@ -175,15 +198,14 @@ class ImageTask:
         if self._start.beside is not None:
             seen = np.concatenate([seen, self._start.beside], axis=3)
         params = self._params
-        guided = self._is_guided and self._in_guidance_interval()
-        negative, positive = self._denoiser.predict(seen, index, guided)
+        negative, positive = self._denoiser.predict(seen, index, self._is_step_guided())
         if negative is None:
             return positive.copy()  # multistep schedulers keep it
         return guide(negative, positive, params.guidance_scale, params.guidance_rescale)
 
-    def _in_guidance_interval(self) -> bool:
+    def _is_step_guided(self) -> bool:
         start, end = self._params.guidance_interval
-        return start <= self.steps_done / self.num_steps < end
+        return self._is_guided and start <= self.steps_done / self.num_steps < end
 
     def _release(self) -> None:
         self._start = self._denoiser = self._sample = self._clean = None
@@ -223,6 +245,14 @@ def image_size(model: ImageModel[Any], params: ImageParams) -> tuple[int, int]:
             )
         sides[name] = side
     return sides["height"], sides["width"]
+
+
+def _check_cache(model: ImageModel[Any], params: ImageParams) -> None:
+    if params.step_cache is not None and params.cache_branch >= model.num_cache_branches:
+        raise InvalidRequestError(
+            f"cache_branch={params.cache_branch} must be below {model.num_cache_branches}, the "
+            "number of this model's skip connections."
+        )
 
 
 def seeds_of(params: ImageParams) -> list[int]:

@@ -3,7 +3,8 @@
 A builder (``unet_program.py``, ``vae_program.py``, ...) turns a spec and a size into a ``Program``;
 an executor runs all of it in one call. UNet, VAE, TAESD, text encoders and the small networks
 that run once per prompt or schedule are all programs of four operations; a fifth serves programs
-that make an image in bands (``banding.py``).
+that make an image in bands (``banding.py``), a sixth those whose bands are made by several ranks
+(``rank_bands.py``).
 
 - **Values** are fp32 ``[batch, height, width, channels]``. Tokens are the same memory as their
   image, ``[batch, height * width, channels]``; text has height 1, a vector height and width 1.
@@ -39,15 +40,31 @@ Activation = Literal["none", "relu", "silu", "gelu", "quick_gelu", "geglu"]
 only): the rows of the weight are [values; gates], out = value * gelu(gate)."""
 
 
+SUMMED_PIXELS = 64
+"""Pixels of a row whose sums are formed at once (``kNormPixels`` of ``csrc/image/program.h``)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
-    """An image, a sequence of tokens or a vector; ``index`` is its place in ``Program.values``."""
+    """An image, a sequence of tokens or a vector; ``index`` is its place in ``Program.values``.
+
+    It may be a band of a taller image (``bands``), with rows of the neighbouring bands around it in
+    memory, which somebody fills and convolutions read.
+
+    Attributes:
+        first_row: of the band in the image.
+        above: rows of neighbours before it.
+        below: rows of neighbours behind it.
+    """
 
     index: int
     batch: int
     height: int
     width: int
     channels: int
+    first_row: int = 0
+    above: int = 0
+    below: int = 0
 
     @property
     def tokens(self) -> int:
@@ -58,6 +75,22 @@ class Value:
     def shape(self) -> tuple[int, int, int, int]:
         """NHWC."""
         return (self.batch, self.height, self.width, self.channels)
+
+    @property
+    def stored_shape(self) -> tuple[int, int, int, int]:
+        """NHWC, with the rows of neighbours."""
+        return (self.batch, self.above + self.height + self.below, self.width, self.channels)
+
+    @property
+    def size(self) -> int:
+        """Floats that it takes, with the rows of neighbours."""
+        batch, height, width, channels = self.stored_shape
+        return batch * height * width * channels
+
+    @property
+    def norm_chunks(self) -> int:
+        """Runs of pixels whose sums a group norm forms at once; see ``ChannelSums``."""
+        return self.height * -(-self.width // SUMMED_PIXELS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,18 +237,13 @@ class Normalize:
         return (*self.sources, *_values(self.sums))
 
 
-SUMMED_PIXELS = 64
-"""Pixels whose sums are formed together (``kNormPixels`` of ``csrc/image/program.h``)."""
-
-
 @dataclass(frozen=True, slots=True)
 class ChannelSums:
     """What a group norm needs to know of an image, or of the next rows of one.
 
-    Of each channel the sum and the sum of squares, over ``SUMMED_PIXELS`` pixels at a time, of the
-    differences from a pivot, the image's first pixel: ``[batch, chunks, 1, 2 * channels]``. Where
-    the image begins a row with the pivots goes before. Rows that follow must begin at a multiple
-    of ``SUMMED_PIXELS`` pixels.
+    Of each channel the sum and the sum of squares, over up to ``SUMMED_PIXELS`` pixels of a row at
+    a time, of the differences from a pivot, the image's first pixel: ``[batch, chunks, 1, 2 *
+    channels]``. Where the image begins a row with the pivots goes before.
 
     Attributes:
         pivots: that first row; None: the image begins here.
@@ -231,7 +259,40 @@ class ChannelSums:
         return (self.source, *(() if self.pivots is None else (self.pivots,)))
 
 
-Op = Conv | Linear | Attention | Normalize | ChannelSums
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Rows of an image from the ranks that have them; moves in a row are one exchange.
+
+    Of each row the first ``out.width`` pixels, with as many channels as ``out`` has, or there are.
+
+    Attributes:
+        out: gets the rows that it has: a whole image, or ``source`` itself, whose rows of
+            neighbours these are.
+        source: this rank's rows.
+        rows: of the image, which each rank sends.
+    """
+
+    name: str
+    out: Value
+    source: Slice
+    rows: tuple[tuple[int, ...], ...]
+
+    @property
+    def channels(self) -> int:
+        """Of each pixel."""
+        return min(self.out.channels, self.source.value.channels - self.source.first)
+
+    @property
+    def is_inner(self) -> bool:
+        """Whether it fills rows of neighbours."""
+        return self.out == self.source.value
+
+    def reads(self) -> tuple[Value, ...]:
+        """All values of this rank that it reads."""
+        return (self.source.value,)
+
+
+Op = Conv | Linear | Attention | Normalize | ChannelSums | Move
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +311,7 @@ class Program:
         The shape of a convolution's weight is ``[out, in, size, size]``, also with size 1.
         """
         for op in self.ops:
-            if isinstance(op, Attention | ChannelSums):
+            if isinstance(op, Attention | ChannelSums | Move):
                 continue
             channels = sum(source.channels for source in _sources(op))
             if op.norm is not None:
@@ -295,7 +356,8 @@ class Program:
                     op.out.batch % value.batch == 0,
                     f"reads a batch of {value.batch} for one of {op.out.batch}",
                 )
-            _check(op, not written.any_of(op.out), "writes a value for the second time")
+            is_again = written.any_of(op.out) and not (isinstance(op, Move) and op.is_inner)
+            _check(op, not is_again, "writes a value for the second time")
             _check(op, self.values[op.out.index] == op.out, "writes a value of another program")
             _check_op(op)
             written.add(op.out)
@@ -388,6 +450,8 @@ def _check_op(op: Op) -> None:
             _check_normalize(op)
         case ChannelSums():
             _check_channel_sums(op)
+        case Move():
+            _check(op, op.out.width <= op.source.value.width, f"fills {op.out} with {op.source}")
 
 
 def _check_norm(op: Op, norm: GroupNorm | LayerNorm | None, sources: tuple[Value, ...]) -> None:
@@ -400,14 +464,14 @@ def _check_sums(op: Conv | Normalize) -> None:
     if op.sums is None:
         return
     _check(op, isinstance(op.norm, GroupNorm), "has sums, but no group norm")
-    rows = 1 + -(-op.sums.pixels // SUMMED_PIXELS)
-    shapes = [(value.height, value.width, value.channels) for value in op.sums.values]
-    wanted = [(rows, 1, 2 * source.channels) for source in op.sources]
-    _check(op, shapes == wanted, f"has sums {shapes}, not {wanted}")
+    rows = {value.height for value in op.sums.values}
+    shapes = [(value.width, value.channels) for value in op.sums.values]
+    wanted = [(1, 2 * source.channels) for source in op.sources]
+    _check(op, shapes == wanted and len(rows) == 1, f"has sums {shapes}, not {wanted}")
 
 
 def _check_channel_sums(op: ChannelSums) -> None:
-    rows = -(-op.source.tokens // SUMMED_PIXELS) + (op.pivots is None)
+    rows = op.source.norm_chunks + (op.pivots is None)
     wanted = (op.source.batch, rows, 1, 2 * op.source.channels)
     _check(op, op.out.shape == wanted, f"makes {wanted}, not {op.out}")
     if op.pivots is not None:

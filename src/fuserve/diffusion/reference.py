@@ -20,6 +20,7 @@ from fuserve.diffusion.program import (
     ImageSums,
     LayerNorm,
     Linear,
+    Move,
     Normalize,
     Op,
     Program,
@@ -124,6 +125,8 @@ class ReferenceExecutor:
                 return self._normalized(op.norm, x, _moments(op.sums, read))
             case ChannelSums():
                 return _channel_sums(op, read)
+            case Move():
+                raise ValueError(f"Move {op.name!r}: this executor has no other ranks")
 
     def _conv(self, op: Conv, read: Callable[[Value], Tensor]) -> Tensor:
         x = torch.cat([read(source) for source in op.sources], dim=-1)
@@ -221,10 +224,10 @@ def _moments(sums: ImageSums | None, read: Callable[[Value], Tensor]) -> Moments
 
 
 def _channel_sums(op: ChannelSums, read: Callable[[Value], Tensor]) -> Tensor:
-    x = read(op.source).flatten(1, 2)  # [B, pixels, C]
+    x = read(op.source)  # [B, H, W, C]
     begins = op.pivots is None
-    pivots = x[:, :1] if op.pivots is None else read(op.pivots)[:, 0, :, : x.shape[-1]]
-    x = functional.pad(x - pivots, (0, 0, 0, -x.shape[1] % SUMMED_PIXELS))
+    pivots = x[:, 0, :1] if op.pivots is None else read(op.pivots)[:, 0, :, : x.shape[-1]]
+    x = functional.pad(x - pivots[:, None], (0, 0, 0, -x.shape[2] % SUMMED_PIXELS))
     x = x.view(len(x), -1, SUMMED_PIXELS, x.shape[-1])  # [B, chunks, 64, C]
     sums = torch.cat([x.sum(2), (x**2).sum(2)], dim=-1)
     first = [torch.cat([pivots, torch.zeros_like(pivots)], dim=-1)] if begins else []

@@ -8,7 +8,9 @@ the residual blocks add, from ``time_program``, for all timesteps in one run.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import partial
+from itertools import islice
 
 import numpy as np
 
@@ -29,6 +31,8 @@ def unet_program(
     *,
     tokens: int,
     time_rows: int = 1,
+    cache_branch: int | None = None,
+    is_shallow: bool = False,
 ) -> Program:
     """One evaluation: ``latents`` ``[images, height, width, in_channels]`` to ``prediction``.
 
@@ -37,6 +41,11 @@ def unet_program(
 
     Inputs beside ``latents``: ``time`` ``[time_rows, 1, 1, all]``, and for each transformer layer
     ``text.PATH`` ``[prompts, 1, tokens, 2 * channels]``, its keys and values.
+
+    With ``cache_branch``, the number of a skip connection counted from the latents, there is a
+    second output ``feature``: what is joined with that skip, ``[prompts, height, width, channels]``
+    at its depth. A shallow program has ``feature`` as an input instead of all the blocks that lead
+    to it (DeepCache, arXiv 2312.00858); the text of those is an input still, and not read.
     """
     build = ProgramBuilder()
     latents = build.input("latents", images, height, width, spec.in_channels)
@@ -46,7 +55,14 @@ def unet_program(
         path: build.input(f"text.{path}", prompts, 1, tokens, 2 * channels)
         for path, channels in spec.transformer_layers()
     }
-    build.output("prediction", _UNetBuilder(spec, build, time, text).prediction(latents))
+    network = _UNetBuilder(spec, build, time, text)
+    if cache_branch is not None and is_shallow:
+        prediction = network.shallow_prediction(latents, prompts, cache_branch)
+    else:
+        prediction, features = network.prediction(latents)
+        if cache_branch is not None:
+            build.output("feature", features[cache_branch])
+    build.output("prediction", prediction)
     return build.finish()
 
 
@@ -132,28 +148,47 @@ class _UNetBuilder:
             self._time[path] = Slice(time, first)
             first += channels
 
-    def prediction(self, latents: Value) -> Value:
+    def prediction(self, latents: Value) -> tuple[Value, list[Value]]:
+        """The output, and for each skip connection what is joined with it on the way up."""
+        spec, skips = self._spec, list(self._skips(latents))
+        image = self._step(spec.middle, 0, (skips[-1],))
+        image = self._resnet(f"{spec.middle.path}.resnets.1", (image,), spec.middle.channels)
+        return self._up(image, skips)
+
+    def shallow_prediction(self, latents: Value, prompts: int, branch: int) -> Value:
+        """The output from an input ``feature``, which is joined with the skip of ``branch``."""
+        skips = list(islice(self._skips(latents), branch + 1))
+        size = skips[-1].height, skips[-1].width
+        channels = self._spec.feature_channels(branch)
+        feature = self._build.input("feature", prompts, *size, channels)
+        return self._up(feature, skips)[0]
+
+    def _skips(self, latents: Value) -> Iterator[Value]:
+        """The way down; no further than they are taken."""
         spec, build = self._spec, self._build
         image = build.conv("conv_in", latents, spec.down[0].channels)
-        skips = [image]
+        yield image
         for block in spec.down:
             for index in range(block.resnets):
                 image = self._step(block, index, (image,))
-                skips.append(image)
+                yield image
             if block.resampled:
                 path = f"{block.path}.downsamplers.0.conv"
                 image = build.conv(path, image, block.channels, stride=2)
-                skips.append(image)
-        image = self._step(spec.middle, 0, (image,))
-        image = self._resnet(f"{spec.middle.path}.resnets.1", (image,), spec.middle.channels)
-        for block in spec.up:
-            for index in range(block.resnets):
-                image = self._step(block, index, (image, skips.pop()))
-            if block.resampled:
+                yield image
+
+    def _up(self, image: Value, skips: list[Value]) -> tuple[Value, list[Value]]:
+        """The way up from where ``image`` is joined with the last of the skips."""
+        spec, build = self._spec, self._build
+        features: list[Value] = []  # from the last skip to the first
+        for block, index in list(spec.up_steps())[-len(skips) :]:
+            features.append(image)
+            image = self._step(block, index, (image, skips.pop()))
+            if block.resampled and index == block.resnets - 1:
                 path = f"{block.path}.upsamplers.0.conv"
                 image = build.conv(path, image, block.channels, upsample=True)
         norm = group_norm("conv_norm_out", spec.groups, spec.eps, silu=True)
-        return build.conv("conv_out", image, spec.out_channels, norm=norm)
+        return build.conv("conv_out", image, spec.out_channels, norm=norm), features[::-1]
 
     def _step(self, block: BlockSpec, index: int, sources: tuple[Value, ...]) -> Value:
         """A residual block, and the transformer behind it where there is one."""

@@ -127,6 +127,22 @@ class UNetSpec:
         """Height and width of the latents must be multiples of this."""
         return int(2 ** sum(block.resampled for block in self.down))
 
+    @property
+    def num_skips(self) -> int:
+        """Skip connections from the way down to the way up."""
+        return sum(block.resnets for block in self.up)
+
+    def up_steps(self) -> Iterator[tuple[BlockSpec, int]]:
+        """Block and index of every residual block of the way up: each joins one skip connection."""
+        for block in self.up:
+            for index in range(block.resnets):
+                yield block, index
+
+    def feature_channels(self, skip: int) -> int:
+        """Channels of what is joined with a skip connection, 0 being that of the latents."""
+        before = [self.middle, *(block for block, _ in self.up_steps())]
+        return before[self.num_skips - 1 - skip].channels
+
     def resnets(self) -> Iterator[tuple[str, int]]:
         """Path and channels of every residual block."""
         for block in self.blocks:

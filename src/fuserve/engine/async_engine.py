@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from fuserve.engine.backoff import Backoff
 from fuserve.engine.embedding import Pooling
 from fuserve.engine.engine import Engine
+from fuserve.engine.engine_thread import EngineHealth, EngineThread
+from fuserve.engine.engine_turns import EngineTurns
 from fuserve.engine.intake import Terms
-from fuserve.engine.outputs import EmbeddingOutput, RequestOutput, RequestUpdate
+from fuserve.engine.outputs import EmbeddingOutput, RequestUpdate
 from fuserve.engine.queue_limits import QueueLimits
 from fuserve.engine.request import Request
-from fuserve.engine.request_stream import Mailbox, RequestStream, wake
+from fuserve.engine.request_stream import RequestStream
 from fuserve.engine.sampling_params import SamplingParams
-from fuserve.engine.stats import EngineObserver, EngineStats, StepStats
-from fuserve.errors import (
-    EngineStoppedError,
-    FuserveError,
-    InvalidRequestError,
-    RankFailedError,
-    RequestFailedError,
-)
-
-_log = logging.getLogger("fuserve.engine")
-_JOIN_TIMEOUT_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class EngineHealth:
-    """Whether the engine's thread is alive and gets on; ``reason`` says why not."""
-
-    ok: bool
-    reason: str = ""
+from fuserve.engine.stats import EngineObserver, EngineStats
+from fuserve.errors import EngineStoppedError, RankFailedError
 
 
 class AsyncEngine:
@@ -71,22 +52,18 @@ class AsyncEngine:
         self._engine = engine
         self._limits = QueueLimits(max_queue_requests, max_queue_tokens, clock)
         self._observer = observer
-        self._stuck_after_s = stuck_after_s
-        self._clock = clock
-        self._thread = threading.Thread(target=self._run, name="fuserve-engine", daemon=True)
-        # Of what follows, and held while requests go from here into the engine.
-        self._wakeup = threading.Condition()
-        self._arrivals: deque[Request] = deque()
-        self._aborts: deque[str] = deque()
-        self._mailboxes: dict[str, Mailbox[RequestUpdate]] = {}
-        self._draining = False
-        self._stopping = False
-        self._death: str | None = None
-        self._backoff = backoff or Backoff()
-        self._lost: RankFailedError | None = None  # until the ranks run again
-        self._idle = threading.Event()  # set once draining has left nothing to do
-        self._turn_began_s: float | None = None  # None while there is nothing to do
-        engine.on_failure(self._notice_failure)
+        self._thread: EngineThread[Request, RequestUpdate] = EngineThread(
+            lambda: self._turns,
+            self._note_ended,
+            name="fuserve-engine",
+            title="The engine",
+            stuck_after_s=stuck_after_s,
+            clock=clock,
+        )
+        self._turns = EngineTurns(
+            engine, self._thread, self._limits, observer, backoff or Backoff(), clock
+        )
+        engine.on_failure(self._thread.notify)
 
     @property
     def max_queue_requests(self) -> int:
@@ -173,30 +150,20 @@ class AsyncEngine:
     def _submit(
         self, num_tokens: int, prepare: Callable[[], Request]
     ) -> RequestStream[RequestUpdate]:
-        with self._wakeup:
-            self._check_open(num_tokens)
+        with self._thread.lock:
+            self._thread.check_open()
+            self._check_room(num_tokens)
         request = prepare()  # may take long, and needs no lock
-        mailbox: Mailbox[RequestUpdate] = Mailbox()
-        with self._wakeup:
-            self._check_open(num_tokens)
-            if request.request_id in self._mailboxes:
-                raise InvalidRequestError(f"The request id {request.request_id!r} is in use.")
-            self._mailboxes[request.request_id] = mailbox
-            self._arrivals.append(request)
+
+        def admit() -> None:
+            self._check_room(num_tokens)
             self._limits.note_waiting()
-            self._wakeup.notify()
-        return RequestStream(request.request_id, mailbox, self.abort)
+
+        return self._thread.submit(request, admit)
 
     def abort(self, request_id: str) -> None:
         """End a request before the next step; nothing happens if it has ended."""
-        # A stream's finalizer comes here, in whatever thread, even one that holds the lock: so
-        # this takes none. Who waits under the lock has nothing that could be aborted, or is woken.
-        self._aborts.append(request_id)
-        if self._wakeup.acquire(blocking=False):
-            try:
-                self._wakeup.notify()
-            finally:
-                self._wakeup.release()
+        self._thread.abort(request_id)
 
     async def drain(self, grace_s: float) -> None:
         """Take no more requests, let the present ones end, abort those that have not, and stop.
@@ -204,174 +171,40 @@ class AsyncEngine:
         Args:
             grace_s: how long to wait for them.
         """
-        with self._wakeup:
-            self._draining = True
-            self._wakeup.notify()
-        if not self._thread.is_alive():
-            return
-        await asyncio.to_thread(self._idle.wait, grace_s)
-        with self._wakeup:
-            self._stopping = True
-            self._wakeup.notify()
-        await asyncio.to_thread(self._thread.join, _JOIN_TIMEOUT_S)
-        if self._thread.is_alive():
-            _log.error("The engine's thread does not stop: %s", self.health().reason)
+        await self._thread.drain(grace_s)
 
     def stats(self) -> EngineStats:
         """Figures of this moment, requests on their way to the engine included."""
-        with self._wakeup:
+        with self._thread.lock:
             stats = self._engine.stats()
             return replace(
                 stats,
-                num_waiting=stats.num_waiting + len(self._arrivals),
+                num_waiting=stats.num_waiting + len(self._thread.arrivals),
                 num_waiting_tokens=stats.num_waiting_tokens + self._num_arrived_tokens(),
             )
 
     def health(self) -> EngineHealth:
         """Whether the engine's thread is alive and not stuck in a step."""
-        if self._death is not None:
-            return EngineHealth(False, self._death)
-        if not self._thread.is_alive():
-            return EngineHealth(False, "The engine's thread is not running.")
-        began_s = self._turn_began_s
-        turn_s = 0.0 if began_s is None else self._clock() - began_s
-        if turn_s > self._stuck_after_s:
-            return EngineHealth(False, f"The engine has been in one step for {turn_s:.0f} s.")
-        return EngineHealth(True)
+        return self._thread.health()
 
     def readiness(self) -> EngineHealth:
         """Whether new requests are taken: healthy, and no ranks on their way back."""
-        lost = self._lost or self._engine.failure
+        lost = self._turns.failure
         return self.health() if lost is None else EngineHealth(False, str(lost))
 
     def _num_arrived_tokens(self) -> int:
-        return sum(len(request.prompt_token_ids) for request in self._arrivals)
+        return sum(len(request.prompt_token_ids) for request in self._thread.arrivals)
 
-    def _check_open(self, num_tokens: int) -> None:
-        if self._death is not None:
-            raise EngineStoppedError(self._death)
-        if self._draining:
-            raise EngineStoppedError("The engine is being stopped and takes no more requests.")
-        lost = self._lost or self._engine.failure
+    def _check_room(self, num_tokens: int) -> None:
+        lost = self._turns.failure
         if lost is not None:
             raise RankFailedError(str(lost))
         self._limits.check(
-            self._engine.num_queued_requests + len(self._arrivals),
+            self._engine.num_queued_requests + len(self._thread.arrivals),
             self._engine.num_queued_tokens + self._num_arrived_tokens(),
             num_tokens,
         )
 
-    def _notice_failure(self) -> None:
-        with self._wakeup:
-            self._wakeup.notify()
-
-    # What follows runs on the engine's thread.
-
-    def _run(self) -> None:
-        try:
-            while self._take_in():
-                if self._engine.failure is not None:
-                    self._recover(self._engine.failure)
-                else:
-                    self._step()
-            self._deliver(self._engine.abort_all())
-        except BaseException as error:
-            _log.exception("The engine's thread has died.")
-            self._die(f"The engine's thread has died: {error!r}")
-        finally:
-            self._idle.set()
-
-    def _take_in(self) -> bool:
-        """Wait for something to do, and take in what has come; False if it is time to stop."""
-        with self._wakeup:
-            while not (
-                self._arrivals
-                or self._aborts
-                or self._engine.has_unfinished
-                or self._stopping
-                or self._engine.failure is not None
-            ):
-                if self._draining:
-                    self._idle.set()
-                self._turn_began_s = None
-                self._limits.note_begun(0, num_still_waiting=0)
-                self._wakeup.wait()
-            self._turn_began_s = self._clock()
-            while self._arrivals:
-                self._engine.enqueue(self._arrivals.popleft())
-        while self._aborts:
-            request_id = self._aborts.popleft()
-            output = self._engine.abort(request_id)
-            if output is not None:
-                self._deliver([RequestUpdate(request_id, [], output)])
-        return not self._stopping
-
-    def _step(self) -> None:
-        began_s = self._clock()
-        num_queued = self._engine.num_queued_requests
-        try:
-            updates = self._engine.step()
-        except Exception as error:  # not the executor's, which the engine contains: our own
-            _log.exception("A step has failed outside of the model.")
-            self._fail_all(RequestFailedError(f"The engine has failed: {error!r}"))
-            return
-        num_still_queued = self._engine.num_queued_requests
-        with self._wakeup:
-            num_waiting = num_still_queued + len(self._arrivals)
-            self._limits.note_begun(num_queued - num_still_queued, num_waiting)
-        self._deliver(updates)
-        last = self._engine.last_step
-        if last is not None and self._observer is not None:
-            # A step that was in flight before this turn has been executing beside it.
-            overhead_s = max(0.0, self._clock() - began_s - last.execute_s)
-            step = StepStats.of(last.load, last.execute_s, overhead_s)
-            self._observer.on_step(step, self._engine.stats())
-
-    def _recover(self, failure: RankFailedError) -> None:
-        """End everything, and start the ranks anew; once, so that the loop sees what has come."""
-        _log.error("%s", failure)
-        self._lost = failure
-        self._fail_all(failure)
-        delay_s = self._backoff.delay_s()
-        with self._wakeup:
-            self._turn_began_s = None
-            if self._draining:
-                self._idle.set()
-            if self._wakeup.wait_for(lambda: self._stopping, delay_s):
-                return
-        try:
-            self._engine.restart()
-        except RankFailedError as error:
-            _log.error("The ranks do not start: %s", error)
-        else:
-            _log.warning("The ranks run again.")
-            self._lost = None
-
-    def _fail_all(self, error: FuserveError) -> None:
-        self._deliver(self._engine.fail_all(error))
-        # Those that the failed step had taken out of the engine but not reported.
-        with self._wakeup:
-            arriving = {request.request_id for request in self._arrivals}
-            lost = [request_id for request_id in self._mailboxes if request_id not in arriving]
-            mailboxes = [self._mailboxes.pop(request_id) for request_id in lost]
-        wake([mailbox.fail(error) for mailbox in mailboxes])
-
-    def _deliver(self, updates: Iterable[RequestUpdate]) -> None:
-        outputs: list[RequestOutput] = []
-        waiters = []
-        for update in updates:
-            mailbox = self._mailboxes[update.request_id]
-            waiters.append(mailbox.put(update))
-            if update.output is not None:
-                del self._mailboxes[update.request_id]
-                outputs.append(update.output)
-        wake(waiters)
-        if self._observer is not None:
-            for output in outputs:
-                self._observer.on_finished(output)
-
-    def _die(self, reason: str) -> None:
-        with self._wakeup:
-            self._death = reason
-            mailboxes, self._mailboxes = list(self._mailboxes.values()), {}
-        wake([mailbox.fail(EngineStoppedError(reason)) for mailbox in mailboxes])
+    def _note_ended(self, update: RequestUpdate) -> None:
+        if self._observer is not None and update.output is not None:
+            self._observer.on_finished(update.output)

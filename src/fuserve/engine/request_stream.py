@@ -18,6 +18,11 @@ class Update(Protocol):
     """News of a request; the last one has an output."""
 
     @property
+    def request_id(self) -> str:
+        """Of the request."""
+        ...
+
+    @property
     def output(self) -> object | None:
         """What came of the request, None while there is more to come."""
         ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -51,6 +53,19 @@ class SharedExchange:
             ExchangeError: a rank did not come in time, or the group was aborted.
         """
         self.native.all_reduce(selected_isa(), array.reshape(-1))
+
+    def all_gather(self, parts: Sequence[npt.NDArray[np.float32]]) -> None:
+        """Bring every rank's part to all ranks.
+
+        Args:
+            parts: one contiguous array for each rank, of sizes that are the same in all ranks.
+                ``parts[rank]`` is this rank's; the others are filled in.
+
+        Raises:
+            ExchangeError: a rank did not come in time, or the group was aborted.
+            ValueError: there is not a part for each rank.
+        """
+        self.native.all_gather([part.reshape(-1) for part in parts])
 
     def abort(self) -> None:
         """Let all ranks' present and later exchanges fail at once. Any rank, any thread."""

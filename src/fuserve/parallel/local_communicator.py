@@ -48,10 +48,10 @@ class LocalCommunicator:
         self.shared = None
 
     def gather(self, parts: Sequence[Floats]) -> None:
-        """Bring every rank's part to rank 0, as a sum with zeros, which changes no value."""
-        for owner, part in enumerate(parts):
-            if owner == self.rank:
-                self.all_reduce(part.copy())
-            else:
-                part[...] = 0.0
-                self.all_reduce(part)
+        """Bring every rank's part to rank 0: through shared memory, to all ranks."""
+        self.all_gather(parts)
+
+    def all_gather(self, parts: Sequence[Floats]) -> None:
+        """Bring every rank's part to all ranks."""
+        assert self.shared is not None, "the communicator is closed"
+        self.shared.all_gather(parts)

@@ -27,6 +27,7 @@ class LocalGroup:
     so none outlives this process, however it ends.
 
     Args:
+        program: the module that each rank runs.
         descriptors: what each rank inherits, by its number.
         step_timeout_s: a step that takes longer has a rank that hangs.
         join_timeout_s: a starting rank that says nothing for so long has failed.
@@ -38,6 +39,7 @@ class LocalGroup:
 
     def __init__(
         self,
+        program: str,
         descriptors: Mapping[int, Sequence[int]],
         *,
         step_timeout_s: float,
@@ -46,6 +48,7 @@ class LocalGroup:
     ) -> None:
         self.failure: RankFailedError | None = None
         self.processes: list[RankProcess] = []
+        self._program = program
         self._descriptors = descriptors
         self._step_timeout_s = step_timeout_s
         self._join_timeout_s = join_timeout_s
@@ -151,7 +154,7 @@ class LocalGroup:
         with selectors.DefaultSelector() as selector:
             try:
                 for rank, descriptors in self._descriptors.items():
-                    process = RankProcess(rank, descriptors)
+                    process = RankProcess(rank, descriptors, self._program)
                     selector.register(process.control, selectors.EVENT_READ, process)
                     selector.register(process.pidfd, selectors.EVENT_READ, process)
                     with self._news:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 
 from fuserve.checkpoints import Checkpoint
 from fuserve.decoder.packing import Progress
@@ -15,7 +14,7 @@ from fuserve.parallel.assignment import Assignment
 from fuserve.parallel.identity import RankIdentity, check_identities, identity_of
 from fuserve.parallel.local_group import LocalGroup
 from fuserve.parallel.options import ParallelOptions
-from fuserve.parallel.placement import Cpus, place_ranks
+from fuserve.parallel.placement import Cpus, on_cpus, place_ranks
 from fuserve.parallel.rank_process import Message
 from fuserve.parallel.running import RunningRanks
 from fuserve.parallel.shard_loading import CachePlan, ShardReport, load_shard
@@ -66,6 +65,7 @@ class LocalStart:
                 on_failure(error)
 
             group = LocalGroup(
+                "fuserve.parallel.local_worker",
                 wiring.descriptors(),
                 step_timeout_s=self._options.step_timeout_s,
                 join_timeout_s=self._options.join_timeout_s,
@@ -74,7 +74,7 @@ class LocalStart:
             resources.callback(group.close)
             wiring.release()
             self._agree(group, wiring, places)
-            with _on_cpus(places[0]):
+            with on_cpus(places[0]):
                 own = load_shard(
                     self._checkpoint,
                     self._weights,
@@ -121,14 +121,3 @@ def _teller(progress: Progress | None) -> Callable[[Message], None] | None:
     if progress is None:
         return None
     return lambda message: progress(message["stage"], message["done"], message["total"])
-
-
-@contextmanager
-def _on_cpus(cpus: Cpus) -> Iterator[None]:
-    """Threads that are started in the block stay on these CPUs; the calling one does not."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cpus)
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)

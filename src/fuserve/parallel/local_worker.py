@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from multiprocessing.connection import Connection
 from typing import Any
@@ -27,18 +27,22 @@ from fuserve.parallel.shard_loading import CachePlan, ShardReport, load_shard
 _PR_SET_PDEATHSIG = 1
 
 
-def main() -> None:
-    """Serve as the rank that the parent process tells, over the pipe of the first argument."""
+def serve_as_rank(serve: Callable[[Connection], None]) -> None:
+    """Serve as the rank that the parent process tells, over the pipe of the first argument.
+
+    Args:
+        serve: does what comes over the pipe, until it returns or the parent has gone.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # If the parent has died before this line, the pipe is at its end.
     with Connection(int(sys.argv[1])) as control:
         try:
-            _serve(control)
+            serve(control)
         except (EOFError, BrokenPipeError, ConnectionResetError):
             sys.exit(1)  # rank 0 has gone, or has done with this group
         except Exception as error:
             reason = str(error) if isinstance(error, FuserveError) else repr(error)
-            _say(control, "failed", {"reason": reason})
+            say(control, "failed", {"reason": reason})
             sys.exit(1)
 
 
@@ -49,11 +53,11 @@ def _serve(control: Connection) -> None:
     os.sched_setaffinity(0, told["cpus"])
     checkpoint, weights = open_weights(assignment.model, assignment.options)
     identity = identity_of(checkpoint, weights.spec, assignment.model, socket.gethostname())
-    _say(control, "hello", {"identity": asdict(identity)})
+    say(control, "hello", {"identity": asdict(identity)})
     plan = CachePlan(**json.loads(control.recv_bytes())["plan"])
 
     def progress(stage: str, done: int, total: int) -> None:
-        _say(control, "progress", {"stage": stage, "done": done, "total": total})
+        say(control, "progress", {"stage": stage, "done": done, "total": total})
 
     ends = told["ends"]
     executor = load_shard(
@@ -72,7 +76,7 @@ def _serve(control: Connection) -> None:
         _hidden_sender(ends.get("hidden_out"), assignment),
         _receiving_end(ends.get("results"), assignment.sizes.result_bytes),
     )
-    _say(control, "ready", {"report": ShardReport.of(executor).to_json()})
+    say(control, "ready", {"report": ShardReport.of(executor).to_json()})
     run_rank(rank, layout, executor, links)
 
 
@@ -100,9 +104,10 @@ def _hidden_sender(end: Any, assignment: Assignment) -> HiddenSender | None:
     return HiddenSender([Connection(pipe) for pipe in pipes], memory, assignment.sizes)
 
 
-def _say(control: Connection, kind: str, content: Mapping[str, Any]) -> None:
+def say(control: Connection, kind: str, content: Mapping[str, Any]) -> None:
+    """Tell rank 0."""
     control.send_bytes(json.dumps({"kind": kind, **content}).encode())
 
 
 if __name__ == "__main__":
-    main()
+    serve_as_rank(_serve)

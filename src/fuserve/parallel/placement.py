@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -38,6 +39,17 @@ def threads_of_ranks(num_ranks: int, requested: int | None) -> int:
         requested: of each rank; None shares out what this process could use.
     """
     return num_threads(requested) if requested is not None else max(1, num_threads() // num_ranks)
+
+
+@contextmanager
+def on_cpus(cpus: Cpus) -> Iterator[None]:
+    """Threads that are started in the block stay on these CPUs; the calling one does not."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _cores_by_node(cpus: Cpus, sysfs: Path) -> list[Cpus]:

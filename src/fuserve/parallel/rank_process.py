@@ -24,6 +24,7 @@ class RankProcess:
     Args:
         rank: its number.
         descriptors: that it inherits.
+        program: the module that it runs, given a pipe's descriptor.
 
     Attributes:
         control: the pipe to it: messages while it starts, then commands.
@@ -35,14 +36,14 @@ class RankProcess:
         OSError: it cannot be started.
     """
 
-    def __init__(self, rank: int, descriptors: Sequence[int]) -> None:
+    def __init__(self, rank: int, descriptors: Sequence[int], program: str) -> None:
         self.rank = rank
         with ExitStack() as on_error:
             self.control, theirs = Pipe()
             on_error.callback(self.control.close)
             with theirs:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "fuserve.parallel.local_worker", str(theirs.fileno())],
+                    [sys.executable, "-m", program, str(theirs.fileno())],
                     pass_fds=[theirs.fileno(), *descriptors],
                     stdin=subprocess.DEVNULL,
                     # Ctrl-C is for rank 0, which tells the others when to leave.

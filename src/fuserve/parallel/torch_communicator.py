@@ -50,3 +50,18 @@ class TorchCommunicator:
             return
         for source, part in zip(self._ranks[1:], parts[1:], strict=True):
             dist.recv(torch.from_numpy(part), source, group=self._group)
+
+    def all_gather(self, parts: Sequence[Floats]) -> None:
+        """Bring every rank's part to all ranks."""
+        mine = torch.from_numpy(parts[self.rank])
+        others = [(rank, part) for rank, part in zip(self._ranks, parts, strict=True)]
+        del others[self.rank]
+        work = [dist.isend(mine, rank, group=self._group) for rank, _ in others if len(mine)]
+        work += [
+            dist.irecv(torch.from_numpy(part), rank, group=self._group)
+            for rank, part in others
+            if len(part)
+        ]
+        for each in work:
+            assert each is not None, "this rank is in the group"
+            each.wait()

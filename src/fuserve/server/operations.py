@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
-from fuserve.engine.async_engine import EngineHealth
+from fuserve.engine.engine_thread import EngineHealth
 from fuserve.server.served import Served
 
 

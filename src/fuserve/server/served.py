@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
-from fuserve.engine.async_engine import EngineHealth
+from fuserve.engine.engine_thread import EngineHealth
 from fuserve.server.context import ServerContext
 from fuserve.server.errors import ApiError
 from fuserve.server.images.context import ImageContext

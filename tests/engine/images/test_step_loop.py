@@ -80,6 +80,26 @@ def test_small_pictures_take_more_steps_than_large_ones_in_the_same_time() -> No
     assert sum(work[name] for name in sizes if name.startswith("large")) >= 4 * 3 * 128**2
 
 
+def test_a_cheap_step_counts_as_little_as_it_costs() -> None:
+    taken: list[str] = []
+    model = FakeImageModel(taken.append)
+    model.cheap_prompts = {"cached"}
+    loop = StepLoop(model, max_running=8)
+    run(loop, [request("cached", steps=32), request("full", steps=32)])
+    # Of four steps three cost a quarter, so 16 steps of the other take as long as 36.
+    assert taken[:40].count("cached") in range(26, 31)
+    kinds: Counter[str] = Counter()
+
+    class Observer:
+        def on_step(self, kind: str, seconds: float) -> None:
+            kinds[kind] += 1
+
+        def on_finished(self, output: Any) -> None: ...
+
+    run(StepLoop(model, max_running=1, observer=Observer()), [request("cached", steps=8)])
+    assert kinds == {"prepare": 1, "denoise": 2, "cached": 6, "decode": 1}
+
+
 def test_a_newcomer_starts_level_and_holds_nobody_up() -> None:
     taken: list[str] = []
     loop = StepLoop(FakeImageModel(taken.append), max_running=8)
@@ -118,9 +138,11 @@ def test_an_aborted_request_frees_its_latents_at_once() -> None:
     loop.step()
     latents = weakref.ref(loop._running["a"]._task.latents)  # type: ignore[arg-type]
     assert latents() is not None
+    assert loop.num_bytes > 0
     (update,) = loop.abort("a")
     assert output([update]).finish_reason == "abort"
     assert latents() is None
+    assert loop.num_bytes == 0
     assert not loop.has_unfinished
     assert loop.abort("a") == []
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fuserve.diffusion.pipeline import ImageTask
 from fuserve.engine.images.model import ServedModel
 from fuserve.engine.images.preview import Previews
@@ -46,7 +48,12 @@ class Painting:
         """What the next piece of work is."""
         stage = self._task.stage
         assert stage in ("prepare", "denoise", "decode")
-        return stage
+        return "cached" if self._task.step_share < 1.0 else stage
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it holds; it goes with the request."""
+        return self._task.num_bytes
 
     def work(self) -> int:
         """What the next piece of work costs, in places of the latents that are computed."""
@@ -55,7 +62,9 @@ class Painting:
             return 0
         is_guided = self.request.params.guidance_scale > 1.0 and not self._model.embeds_guidance
         forwards = 2 if is_guided else 1
-        return self._num_places() * (forwards if kind == "denoise" else _DECODE_FORWARDS)
+        if kind == "decode":
+            return self._num_places() * _DECODE_FORWARDS
+        return math.ceil(self._num_places() * forwards * self._task.step_share)
 
     def advance(self) -> ImageUpdate | None:
         """Do it; None if there is nothing to tell."""
@@ -63,7 +72,7 @@ class Painting:
         task.step()
         if kind == "prepare":
             return None
-        if kind == "denoise":
+        if kind in ("denoise", "cached"):
             return self._update(preview=self._preview())
         self.num_latents += self._num_places()
         update = self._update(image=task.images[0])

@@ -7,7 +7,8 @@ from typing import Literal, Protocol
 
 from fuserve.engine.images.request import ImageOutput
 
-StepKind = Literal["prepare", "denoise", "decode"]
+StepKind = Literal["prepare", "denoise", "cached", "decode"]
+"""``cached`` is a denoising step that reused the deep part of the network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,12 +18,14 @@ class ImageStats:
     Attributes:
         num_running: requests whose steps take turns.
         num_waiting: requests that have not begun.
+        num_bytes: latents, cached features and all else that the running ones hold.
         prompt_queries_total: prompts that were to be encoded.
         prompt_hits_total: those that had been encoded before.
     """
 
     num_running: int
     num_waiting: int
+    num_bytes: int
     prompt_queries_total: int
     prompt_hits_total: int
 

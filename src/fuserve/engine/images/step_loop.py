@@ -50,6 +50,7 @@ class StepLoop:
         self._waiting: dict[str, ImageRequest] = {}
         self._running: dict[str, Painting] = {}
         self._begun_s: dict[str, float] = {}
+        self._num_bytes: dict[str, int] = {}
 
     @property
     def num_waiting(self) -> int:
@@ -60,6 +61,11 @@ class StepLoop:
     def num_running(self) -> int:
         """Requests that have begun and not ended."""
         return len(self._running)
+
+    @property
+    def num_bytes(self) -> int:
+        """What they held after their latest steps. Any thread may ask."""
+        return sum(list(self._num_bytes.values()))
 
     @property
     def has_unfinished(self) -> bool:
@@ -101,6 +107,7 @@ class StepLoop:
         except Exception as error:
             return [*updates, self._end(request.request_id, "error", _failure(error))]
         self._turns.charge(request, work)
+        self._num_bytes[request.request_id] = painting.num_bytes
         if self._observer is not None:
             self._observer.on_step(kind, self._clock() - began_s)
         if update is not None:
@@ -142,6 +149,7 @@ class StepLoop:
         self, request_id: str, reason: FinishReason, error: FuserveError | None = None
     ) -> ImageUpdate:
         painting = self._running.pop(request_id, None)
+        self._num_bytes.pop(request_id, None)
         request = self._waiting.pop(request_id) if painting is None else painting.request
         self._turns.leave(request, has_begun=painting is not None)
         if painting is not None:

@@ -31,7 +31,8 @@ class ImageMetrics:
         self._model_name = model_name
         self._step = Histogram(
             f"{PREFIX}image_step_time_seconds",
-            "Time of encoding a prompt (prepare), of a denoising step (denoise), of a decode.",
+            "Time of encoding a prompt (prepare), of a denoising step in full (denoise) or on a "
+            "cached feature (cached), of a decode.",
             [_LABEL, "kind"],
             buckets=_STEP_S,
             registry=registry,
@@ -97,6 +98,7 @@ class _ImageCollector(Collector):
         for name, help, value in (
             ("num_image_requests_running", "Image requests that take turns.", stats.num_running),
             ("num_image_requests_waiting", "Image requests that wait.", stats.num_waiting),
+            ("image_requests_bytes", "Memory that running requests hold.", stats.num_bytes),
         ):
             gauge = GaugeMetricFamily(PREFIX + name, help, labels=[_LABEL])
             gauge.add_metric([self._model_name], value)

@@ -85,6 +85,8 @@ def _params(body: ImageBody, **chosen: Any) -> ImageParams:
         "num_images": body.n,
         "seed": body.seed,
         "scheduler": body.scheduler,
+        "cache_interval": body.cache_interval,
+        "cache_branch": body.cache_branch,
         **chosen,
     }
     try:

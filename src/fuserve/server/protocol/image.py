@@ -39,6 +39,8 @@ class ImageBody(RequestBody):
     negative_prompt: str | None = None
     guidance_scale: float | None = Field(None, ge=0, le=100)
     scheduler: str | None = None
+    cache_interval: int | None = Field(None, ge=1, le=MAX_STEPS)
+    cache_branch: int | None = Field(None, ge=0)
 
     @field_validator("response_format")
     @classmethod

@@ -1,0 +1,1 @@
+"""A diffusion model whose denoiser runs in several processes."""
