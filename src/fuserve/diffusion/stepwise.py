@@ -15,6 +15,7 @@ from fuserve.diffusion.program import (
     Conv,
     Executor,
     Linear,
+    Move,
     Normalize,
     Op,
     Program,
@@ -161,7 +162,7 @@ def _moved(op: Op, new: Mapping[Value, Value]) -> Op:
             return replace(op, out=out, query=query, key=key, value=value)
         case Normalize():
             return replace(op, out=out, sources=tuple(new[source] for source in op.sources))
-        case ChannelSums():
+        case ChannelSums() | Move():
             raise ValueError(f"{op.name!r}: programs in bands do not run one operation at a time")
 
 
