@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,9 @@ def main() -> None:
     parser.add_argument("--model", choices=(*CONFIGS, "vae", "clip-l"), default="sd15")
     parser.add_argument("--size", type=int, default=256, help="pixels of a side")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument(
+        "--folder", type=Path, help="of a UNet that diffusers wrote, to begin at once"
+    )
     options = parser.parse_args()
     torch.manual_seed(0)
     if options.model == "vae":
@@ -137,7 +141,7 @@ def main() -> None:
         errors = text_errors()
         result = {"errors": errors}
     else:
-        result = unet_result(options.model, options.size, options.steps)
+        result = unet_result(options.model, options.size, options.steps, options.folder)
         errors = result["errors"]
     for path, one in errors.items():
         print(f"{path:16} {one:.1e}")
@@ -190,11 +194,14 @@ def relative_error(found: Array, expected: Array) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def unet_result(name: str, size: int, steps: int) -> dict[str, Any]:
+def unet_result(name: str, size: int, steps: int, folder: Path | None) -> dict[str, Any]:
     """Errors of the blocks, and PSNR and times of all steps."""
     config, side = CONFIGS[name], size // 8
     spec = unet_spec(Fields(config))
-    model = UNet2DConditionModel(**config).eval()
+    if folder is None:
+        model = UNet2DConditionModel(**config).eval()
+    else:
+        model = UNet2DConditionModel.from_pretrained(folder).eval()
     latents = torch.randn(1, spec.in_channels, side, side)
     text = torch.randn(2, TOKENS, spec.text_channels)
     added, time_inputs, rows = added_conditions(spec, size)

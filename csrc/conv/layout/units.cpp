@@ -14,6 +14,7 @@ constexpr double kWeightByte = 0.1;      // reading weights, of which prefetchin
 constexpr double kSpilledSum = 0.3;      // a sum that leaves the second-level cache, for each block
 constexpr double kCachedSums = 64e3;
 constexpr double kMostTransformed = 1.5e6;  // transformed values, in the last-level cache
+constexpr double kMostScratch = 3e6;  // values that a unit keeps: a thread's memory, never cached
 
 double cost(const ConvShape& shape, int width, int rows, int tiles) {
   const double channels = shape.in_channels(), pixels = double{1} * rows * width;
@@ -34,6 +35,16 @@ double cost(const ConvShape& shape, int width, int rows, int tiles) {
   return transformed > kMostTransformed ? 2.0 * total : total;
 }
 
+// Values that a unit keeps beside its input and output.
+double scratch(const ConvShape& shape, int width, int rows, int tiles) {
+  const double pixels = double{1} * rows * width;
+  const double window = pixels * shape.stride * shape.stride / shape.phases();
+  if (shape.method == ConvMethod::direct)
+    return pixels * tiles * kTileRows + window * shape.block_channels();
+  const int m = shape.tile_outputs();
+  return ceil_div(rows, m) * ceil_div(width, m) * shape.components() * shape.in_channels();
+}
+
 }  // namespace
 
 ConvUnits conv_units(const ConvShape& shape, int batch, int height, int width, int num_threads,
@@ -46,6 +57,9 @@ ConvUnits conv_units(const ConvShape& shape, int batch, int height, int width, i
     for (int parts = 1; parts <= std::min(tiles, 4 * num_threads); ++parts) {
       const ConvUnits cut{rows, tiles, round_up(ceil_div(rows + before, bands), step),
                           ceil_div(tiles, parts), before};
+      const bool is_large =
+          scratch(shape, shape.out_width(width), cut.band_rows, cut.unit_tiles) > kMostScratch;
+      if (is_large && best_cost != 0.0) continue;  // wide images leave no choice but the smallest
       const int in_turn = ceil_div(batch * cut.per_image(), num_threads);
       const double total =
           in_turn * cost(shape, shape.out_width(width), cut.band_rows, cut.unit_tiles);

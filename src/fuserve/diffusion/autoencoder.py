@@ -88,8 +88,9 @@ class Autoencoder:
 
 def _unit_range(image: Array) -> Array:
     """From [-1, 1] to [0, 1]."""
-    pixels: Array = np.clip(image * np.float32(0.5) + np.float32(0.5), 0, 1)
-    return pixels
+    pixels: Array = image * np.float32(0.5)
+    pixels += np.float32(0.5)
+    return np.clip(pixels, 0, 1, out=pixels)
 
 
 def _certain(latents: Array) -> Array:
