@@ -62,8 +62,8 @@ inline void pack_integer_window(const PackedConv& w, const ConvInput& input,
   const int last = std::clamp((input.width << enlarged) - window.first_col, first, window.cols);
   for (int row = 0; row < window.rows; ++row) {
     const int y = window.first_row + row;
-    const bool inside =
-        y >= -(input.above << enlarged) && y < (input.height + input.below) << enlarged;
+    const bool inside = y >= -(input.above << enlarged) && y < (input.height + input.below)
+                                                                   << enlarged;
     std::int8_t* line = values + row * window.cols * bytes;
     PixelTotals* line_totals = totals + static_cast<std::ptrdiff_t>(row) * window.cols;
     if (inside && row > 0 && (y & enlarged) != 0) {

@@ -28,9 +28,9 @@ from tools.demo_diffusion import network, ranks, scenes
 from tools.demo_diffusion.train_autoencoder import to_tensor
 
 SPREAD = 0.25  # of the scenes, of what the autoencoder sees
-STEPS = 5500
+STEPS = 4800
 BATCHES = {0: 16, 2000: 32}  # scenes a step, from a step on: small ones learn soonest
-RATES = ((0, 200, 3500, STEPS), (0.0, 1e-3, 1e-3, 0.0))  # steps, learning rates
+RATES = ((0, 200, 3000, STEPS), (0.0, 1e-3, 1e-3, 0.0))  # steps, learning rates
 TIMES = ((0.0, 0.15, 0.92, 1.0), (0.0, 0.3, 0.9, 1.0))  # shares of draws, of the timesteps
 EMPTY_CAPTIONS = 0.1
 EMA_DECAY = 0.997
