@@ -38,7 +38,7 @@ from tools.demo_diffusion import (
 
 TEXT_STEPS = 500
 AUTOENCODER_STEPS = 1500
-SCENES = 16_000
+SCENES = 16_000  # of each spread
 REPORT_STEPS = 250
 GLIMPSE = 32  # captions painted at each report
 
@@ -59,7 +59,10 @@ def train(work: Path, seed: int) -> None:
     words = CLIPTokenizer.from_pretrained(work / "tokenizer")
     text_encoder = _text_encoder(work / "text_encoder", words, seed)
     vae = _autoencoder(work / "vae", seed)
-    trainer = train_unet.Trainer(_scenes(work, vae, words, seed), text_encoder, seed)
+    scenes_of_all_spreads = _scenes(work, "scenes", vae, words, seed)
+    tidy = _scenes(work, "tidy-scenes", vae, words, seed, train_unet.TIDY_SPREAD)
+
+    trainer = train_unet.Trainer(scenes_of_all_spreads, text_encoder, seed)
     checkpoint = work / "unet.safetensors"
     if checkpoint.exists():
         trainer.load(checkpoint)
@@ -74,6 +77,8 @@ def train(work: Path, seed: int) -> None:
         folder.write(work / "model", vae, average.unet, average.text_encoder)
         _glimpse(work, trainer.step)
 
+    trainer.run(train_unet.TIDY_FROM, REPORT_STEPS, report)
+    trainer.data = tidy
     trainer.run(train_unet.STEPS, REPORT_STEPS, report)
 
 
@@ -93,11 +98,18 @@ def _autoencoder(place: Path, seed: int) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(place).to(memory_format=torch.channels_last).eval()
 
 
-def _scenes(work: Path, vae: AutoencoderKL, words: CLIPTokenizer, seed: int) -> train_unet.Encoded:
-    place = work / "scenes.safetensors"
+def _scenes(
+    work: Path,
+    name: str,
+    vae: AutoencoderKL,
+    words: CLIPTokenizer,
+    seed: int,
+    spread: float = 1.0,
+) -> train_unet.Encoded:
+    place = work / f"{name}.safetensors"
     if not place.exists():
-        with _timed(work, "encoding"):
-            data = train_unet.encode(vae, words, SCENES, seed)
+        with _timed(work, f"encoding {name}"):
+            data = train_unet.encode(vae, words, SCENES, seed, spread)
         _write(lambda: vae.save_pretrained(work / "vae"))  # it knows its scaling factor now
         _write(lambda: save_file(dataclasses.asdict(data), place))
     return train_unet.Encoded(**load_file(place))

@@ -1,10 +1,9 @@
 """Stage 1: the text encoder learns to tell what stands where, before it meets the UNet.
 
-The last states of a prompt, which no caption reaches and which have seen all of it, speak for five
-places of the picture, one each: linear heads read from them the colour, shape and size there, and
-the background. The heads are thrown away. What a UNet would need many pictures to find (which
-colour belongs to which shape, and where it goes) is then a look-up: a place attends to its state.
-Without such states it learned which objects to paint, but not which of them goes where.
+Linear heads read, from the state after a caption's end, the colour, shape and size at five places
+of the picture and the background. The heads are thrown away. What a UNet would need many pictures
+to find (which colour belongs to which shape, and where it goes) is then already a linear function
+of the states that it attends to.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ def train(tokenizer: CLIPTokenizer, steps: int, seed: int) -> CLIPTextModel:
     for name, weight in model.named_parameters():
         if name.endswith(("token_embedding.weight", "position_embedding.weight")):
             nn.init.normal_(weight, std=EMBEDDING_STD)
-    widths = [*(len(choices) + 1 for choices in _CHOICES), len(_BACKGROUNDS)]
-    heads = nn.Linear(network.TEXT_WIDTH, sum(widths))  # the same ones for every place
+    widths = [len(choices) + 1 for _ in _PLACES for choices in _CHOICES] + [len(_BACKGROUNDS)]
+    heads = nn.Linear(network.TEXT_WIDTH, sum(widths))
     optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], weight_decay=0.01)
     right = 0.0
     for step in range(steps):
@@ -45,9 +44,12 @@ def train(tokenizer: CLIPTokenizer, steps: int, seed: int) -> CLIPTextModel:
         optimizer.param_groups[0]["lr"] = rate
         some = [next(captions) for _ in range(BATCH // ranks.count())]
         tokens = network.tokenize(tokenizer, list(map(str, some)))
-        answers = torch.tensor([_answers(caption) for caption in some]).flatten(0, 1)
-        hidden = model(tokens).last_hidden_state[:, -len(_PLACES) :].flatten(0, 1)
-        guesses = heads(hidden).split(widths, dim=1)  # of each place of each caption
+        answers = torch.tensor([_answers(caption) for caption in some])  # [BATCH, questions]
+        # Every state after the end has seen the whole caption: ask one of them at random.
+        ends = (tokens == tokenizer.eos_token_id).int().argmax(1)
+        asked = ends + (torch.rand(len(some)) * (tokens.shape[1] - ends)).long()
+        hidden = model(tokens).last_hidden_state[torch.arange(len(some)), asked]
+        guesses = heads(hidden).split(widths, dim=1)
         loss = sum(functional.cross_entropy(g, a) for g, a in zip(guesses, answers.T, strict=True))
         optimizer.zero_grad()
         loss.backward()
@@ -61,14 +63,15 @@ def train(tokenizer: CLIPTokenizer, steps: int, seed: int) -> CLIPTextModel:
     return model
 
 
-def _answers(caption: scenes.Caption) -> list[list[int]]:
-    """Of each place, the classes of its colour, shape and size (0: nothing) and the background."""
-    background = _BACKGROUNDS.index(caption.background)
-    answers = [[*(0 for _ in _CHOICES), background] for _ in _PLACES]
+def _answers(caption: scenes.Caption) -> list[int]:
+    """The classes of the colour, shape and size at each place (0: nothing), and the background."""
+    answers = [0] * (len(_PLACES) * len(_CHOICES))
     right, down = scenes.RELATIONS.get(caption.relation or "", (0, 0))
     directions = [(right, down), (-right, -down)]
     for item, direction in zip(caption.items, directions, strict=False):
-        told = zip(_CHOICES, (item.colour, item.shape, item.size), strict=True)
-        classes = [choices.index(choice) + 1 for choices, choice in told]
-        answers[_PLACES.index(direction)][: len(classes)] = classes
-    return answers
+        first = _PLACES.index(direction) * len(_CHOICES)
+        for question, (choices, choice) in enumerate(
+            zip(_CHOICES, (item.colour, item.shape, item.size), strict=True)
+        ):
+            answers[first + question] = choices.index(choice) + 1
+    return [*answers, _BACKGROUNDS.index(caption.background)]

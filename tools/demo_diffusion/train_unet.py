@@ -2,9 +2,10 @@
 
 Velocity prediction (Salimans and Ho 2022), an empty caption for one in ten samples so that
 classifier-free guidance works (Ho and Salimans 2022), an exponential moving average of the
-weights. Scenes are tidy: a caption says nearly all of the picture, so that also shapes are worth
-much of the loss. What a caption says of them matters at middle noise most (with shapes swapped in
-the captions, the loss grows there), so most timesteps are drawn from it.
+weights. First scenes of the whole spread, which teach colours, relations and rough shapes; then
+tidy ones, where a caption says nearly all of the picture, so that also shapes are worth much of the
+loss. What a caption says of shapes matters at middle noise most (with shapes swapped in the
+captions, the loss grows there), so later steps draw most of their timesteps from it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +29,20 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from tools.demo_diffusion import network, ranks, scenes
 from tools.demo_diffusion.train_autoencoder import to_tensor
 
-SPREAD = 0.25  # of the scenes, of what the autoencoder sees
-STEPS = 4800
-BATCHES = {0: 16, 2000: 32}  # scenes a step, from a step on: small ones learn soonest
-RATES = ((0, 200, 3000, STEPS), (0.0, 1e-3, 1e-3, 0.0))  # steps, learning rates
-TIMES = ((0.0, 0.15, 0.92, 1.0), (0.0, 0.3, 0.9, 1.0))  # shares of draws, of the timesteps
+TIDY_FROM = 8250  # the step from which scenes are tidy
+TIDY_SPREAD = 0.25
+STEPS = 14_000
+BATCHES = {0: 16, 3000: 32, 7500: 64, TIDY_FROM: 32}  # scenes a step, from a step on
+RATES = (  # steps, learning rates
+    (0, 200, 7500, TIDY_FROM, 10_500, 12_500, STEPS),
+    (0.0, 1e-3, 1e-3, 7e-4, 2.8e-4, 4e-4, 0.0),
+)
+TIMES = {  # from a step on: shares of the draws, of the timesteps from low noise to high
+    0: ((0.0, 1.0), (0.0, 1.0)),
+    5000: ((0.0, 0.15, 0.9, 1.0), (0.0, 0.3, 0.8, 1.0)),
+    10_500: ((0.0, 0.2, 0.95, 1.0), (0.0, 0.4, 0.9, 1.0)),
+}
+UNSCALED = AutoencoderKL().config.scaling_factor  # of a new autoencoder
 EMPTY_CAPTIONS = 0.1
 EMA_DECAY = 0.997
 
@@ -62,21 +73,28 @@ class Denoiser(nn.Module):
 
 
 @torch.no_grad()
-def encode(model: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, seed: int) -> Encoded:
-    """Paint ``count`` scenes and encode them; sets the autoencoder's ``scaling_factor``."""
+def encode(
+    model: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, seed: int, spread: float = 1.0
+) -> Encoded:
+    """Paint ``count`` scenes and encode them.
+
+    The first time sets the autoencoder's ``scaling_factor``, for latents of standard deviation 1.
+    """
     rng = np.random.default_rng([seed, 2, ranks.rank()])
     captions = scenes.captions(rng)
     latents, texts = [], []
     while len(texts) < count // ranks.count():
         some = [next(captions) for _ in range(50)]
-        pictures = to_tensor(np.stack([scenes.paint(caption, rng, SPREAD) for caption in some]))
+        pictures = to_tensor(np.stack([scenes.paint(caption, rng, spread) for caption in some]))
         latents.append(model.encode(pictures).latent_dist.mode().contiguous())
         texts += map(str, some)
     every = ranks.gather(torch.cat(latents).contiguous())
-    scale = round(1 / every.std().item(), 4)
-    model.register_to_config(scaling_factor=scale)
+    if model.config.scaling_factor == UNSCALED:
+        model.register_to_config(scaling_factor=round(1 / every.std().item(), 4))
     tokens = ranks.gather(network.tokenize(tokenizer, texts))
-    return Encoded((every * scale).half(), tokens, network.tokenize(tokenizer, [""])[0])
+    return Encoded(
+        (every * model.config.scaling_factor).half(), tokens, network.tokenize(tokenizer, [""])[0]
+    )
 
 
 class Trainer:
@@ -161,7 +179,7 @@ class Trainer:
         tokens = torch.where(dropped[:, None], self.data.empty, self.data.tokens[rows])
         # One timestep from each of as many equal spans: the loss varies less between batches.
         spans = torch.arange(batch) + torch.rand(batch, generator=draw)
-        times = np.interp(spans.double().numpy() / batch, *TIMES)
+        times = np.interp(spans.double().numpy() / batch, *_latest(TIMES, self.step))
         last = len(self.alphas) - 1
         timesteps = torch.from_numpy(times * len(self.alphas)).long().clamp(max=last)
         noise = torch.randn(latents.shape, generator=draw)
@@ -175,13 +193,18 @@ class Trainer:
         torch._foreach_lerp_(averages, current, 1 - decay)
 
 
+def _latest(schedule: dict[int, Any], step: int) -> Any:
+    """What holds at a step, of what holds from some steps on."""
+    return next(value for first, value in reversed(schedule.items()) if step >= first)
+
+
 def _under(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def batch_size(step: int) -> int:
     """How many scenes a step sees, over all ranks."""
-    return next(size for first, size in reversed(BATCHES.items()) if step >= first)
+    return _latest(BATCHES, step)
 
 
 def scenes_before(step: int) -> int:
