@@ -14,8 +14,11 @@ USER := .venv
 DEV := .venv-dev
 PIP := -m pip --disable-pip-version-check install --quiet
 QUESTION ?= Why is the sky blue? Answer in two sentences.
+PICTURE ?= a red circle above a blue square
+PAINTER := packages/fuserve-demo-diffusion
 
 NATIVE := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt pyproject.toml
+PAINTING := $(shell find $(PAINTER) -type f -not -name '*.pyc' 2>/dev/null)
 PACKAGE := $(shell find src -type f -not -name '*.pyc') README.md
 WHEEL := dist/.stamp
 
@@ -24,8 +27,9 @@ WHEEL := dist/.stamp
 help:  ## List the commands.
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-demo: $(USER)/.stamps/fuserve $(USER)/.stamps/demo  ## Install fuserve and let a small model answer.
+demo: $(USER)/.stamps/fuserve $(USER)/.stamps/demo  ## Install fuserve, let small models answer and paint.
 	@$(USER)/bin/fuserve generate --model demo --chat --temperature 0 --max-tokens 200 "$(QUESTION)" </dev/null
+	@$(USER)/bin/fuserve image --model demo-diffusion --guidance-scale 3 --seed 7 --out build/demo.png "$(PICTURE)" </dev/null
 
 serve: $(USER)/.stamps/fuserve $(USER)/.stamps/demo  ## Serve the small model, with a web page to try it.
 	@$(USER)/bin/fuserve serve --model demo
@@ -85,8 +89,9 @@ $(USER)/.stamps/core: requirements/core.txt requirements/serve.txt | $(USER)/.st
 	$(USER)/bin/python $(PIP) -r requirements/serve.txt
 	touch $@
 
-$(USER)/.stamps/demo: requirements/demo.txt | $(USER)/.stamps/created
-	$(USER)/bin/python $(PIP) --no-deps -r requirements/demo.txt
+$(USER)/.stamps/demo: requirements/demo.txt requirements/image.txt $(PAINTING) | $(USER)/.stamps/created
+	$(USER)/bin/python $(PIP) -r requirements/image.txt
+	$(USER)/bin/python $(PIP) --no-deps -r requirements/demo.txt ./$(PAINTER)
 	touch $@
 
 $(USER)/.stamps/fuserve: $(WHEEL) $(USER)/.stamps/core
@@ -96,7 +101,7 @@ $(USER)/.stamps/fuserve: $(WHEEL) $(USER)/.stamps/core
 $(DEV)/.stamps/tools: requirements/core.txt requirements/serve.txt requirements/dev.txt requirements/demo.txt requirements/torch.txt | $(DEV)/.stamps/created
 	$(DEV)/bin/python $(PIP) -r requirements/torch.txt
 	$(DEV)/bin/python $(PIP) -r requirements/dev.txt
-	$(DEV)/bin/python $(PIP) --no-deps -r requirements/demo.txt
+	$(DEV)/bin/python $(PIP) --no-deps -r requirements/demo.txt --editable ./$(PAINTER)
 	touch $@
 
 # Editable: Python files are used where they lie, the native core is rebuilt when it changes.

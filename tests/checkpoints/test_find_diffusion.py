@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fuserve.checkpoints.find import find_diffusion_model, find_lora, find_tokenizer
-from fuserve.errors import CheckpointError, MissingExtraError, ModelNotFoundError
+from fuserve.errors import CheckpointError, ModelNotFoundError
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_the_demo_is_found_in_its_package_without_importing_it(demo_package: Pat
 
 
 def test_a_demo_without_its_model_says_what_to_install(demo_package: Path) -> None:
-    with pytest.raises(MissingExtraError, match="fuserve-demo-diffusion"):
+    with pytest.raises(ModelNotFoundError, match="packages/fuserve-demo-diffusion"):
         find_diffusion_model("demo-diffusion")
 
 

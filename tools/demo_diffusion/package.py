@@ -124,7 +124,8 @@ seen is one of {never}, which training has not shown at all.
 two processes of one thread each. The text encoder first learns to tell what stands where
 ({train.TEXT_STEPS} steps), the autoencoder learns from scenes and crowded
 pictures ({train.AUTOENCODER_STEPS} steps), then the UNet and the text encoder learn together from
-{train.SCENES} scenes ({steps} steps of {train_unet.BATCH}). CPU seconds of each of the two
+{train.SCENES} scenes ({steps} steps of 16, then 32, then
+{train_unet.BATCHES[max(train_unet.BATCHES)]}). CPU seconds of each of the two
 processes: {", ".join(f"{stage} {value}" for stage, value in seconds.items())}.
 
 ## Data and licence

@@ -66,15 +66,18 @@ def find_diffusion_model(model: str | Path) -> Path:
     """The diffusers folder or single ``.safetensors`` file that the argument means.
 
     Raises:
-        ModelNotFoundError: there is no such model, or it cannot be fetched.
+        ModelNotFoundError: there is no such model, or it cannot be fetched, or the demo model is
+            asked for and not installed.
         CheckpointError: the argument is a file of a kind that is refused.
-        MissingExtraError: the demo model is asked for and not installed.
     """
     if model == DEMO_DIFFUSION:
         for folder in _package_folders("fuserve_demo_diffusion"):
             if (folder / "model" / "model_index.json").exists():
                 return folder / "model"
-        raise MissingExtraError("fuserve-demo-diffusion", "demo", "the demo diffusion model")
+        raise ModelNotFoundError(
+            "the demo diffusion model is not installed. In a clone of fuserve's repository: "
+            "pip install ./packages/fuserve-demo-diffusion"
+        )
     path = Path(os.path.expanduser(model))
     if os.path.isdir(path):
         return path

@@ -33,7 +33,7 @@ def image(
         typer.Option(
             "--model",
             "-m",
-            help="A diffusers folder, a .safetensors file, or a hub id.",
+            help="A diffusers folder, a .safetensors file, a hub id, or 'demo-diffusion'.",
         ),
     ],
     out: Annotated[
