@@ -78,6 +78,7 @@ def _card(work: Path, count: int, rows: dict[str, dict[str, float]]) -> str:
         for name in ("unet", "text_encoder", "vae")
     }
     seconds = json.loads((work / "cpu_seconds.json").read_text())
+    sizes = train_unet.BATCHES.values()
     steps = train_unet.step_of(work / "unet.safetensors")
     colours, shapes = ", ".join(scenes.COLOURS), ", ".join(scenes.SHAPES)
     never = " and ".join(f"{colour} {shape}s" for colour, shape in sorted(scenes.NEVER_SEEN))
@@ -124,9 +125,10 @@ seen is one of {never}, which training has not shown at all.
 two processes of one thread each. The text encoder first learns to tell what stands where
 ({train.TEXT_STEPS} steps), the autoencoder learns from scenes and crowded
 pictures ({train.AUTOENCODER_STEPS} steps), then the UNet and the text encoder learn together from
-{train.SCENES} scenes ({steps} steps of 16, then 32, then
-{train_unet.BATCHES[max(train_unet.BATCHES)]}). CPU seconds of each of the two
-processes: {", ".join(f"{stage} {value}" for stage, value in seconds.items())}.
+{train.SCENES} scenes of the whole spread and, from step {train_unet.TIDY_FROM} of {steps} on,
+{train.SCENES} tidy ones, in batches of {min(sizes)} to {max(sizes)}. CPU seconds of each of the two
+processes:
+{", ".join(f"{stage} {value}" for stage, value in seconds.items())}.
 
 ## Data and licence
 All scenes are synthetic, painted by `tools/demo_diffusion/scenes.py`; no picture or text of others
