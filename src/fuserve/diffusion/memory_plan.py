@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
-from fuserve._native import ConvShape
 from fuserve.diffusion.arena import program_bytes
 from fuserve.diffusion.banding import fit
 from fuserve.diffusion.conv_method import PlannedConv, choose_methods
@@ -17,7 +16,7 @@ from fuserve.diffusion.text_encoder_program import text_encoder_program
 from fuserve.diffusion.unet_program import prompt_program, time_program, unet_program
 from fuserve.diffusion.vae_program import decoder_program
 from fuserve.errors import CapacityError
-from fuserve.kernels.conv import ConvMethod, conv_shape
+from fuserve.kernels.conv import ConvMethod
 from fuserve.kernels.linear import Storage, WeightFormat
 
 PROCESS_BYTES = 250_000_000
@@ -175,7 +174,7 @@ def weight_bytes(programs: Iterable[Program], weights: Weights, packing: Packing
                     one.values.size * one.bits // 8 + one.scales.nbytes for one in integers
                 )
             elif isinstance(op, Conv):
-                sizes[op.weight] = _shape(op, packing).packed_bytes
+                sizes[op.weight] = packing.conv_shape(op).packed_bytes
             else:
                 rows = op.out.channels * (2 if op.activation == "geglu" else 1)
                 shape = packing.storage(op).shape(rows, op.source.channels)
@@ -193,23 +192,11 @@ def _methods(
             if not isinstance(op, Conv) or packing.method(op) == ConvMethod.DIRECT:
                 continue
             if weights.quantized(op.weight[0]) is None:
-                planned[op.weight] = PlannedConv(_shape(op, packing), op.out.height, op.out.width)
+                planned[op.weight] = PlannedConv(
+                    packing.conv_shape(op), op.out.height, op.out.width
+                )
     chosen = choose_methods(list(planned.values()), extra_bytes)
     return dict(zip(planned, chosen, strict=True))
-
-
-def _shape(op: Conv, packing: PackingOptions) -> ConvShape:
-    first, *rest = (source.channels for source in op.sources)
-    return conv_shape(
-        (first, rest[0] if rest else 0),
-        op.out.channels,
-        op.size,
-        stride=op.stride,
-        padding=op.padding,
-        upsample=op.upsample,
-        method=packing.method(op),
-        half=packing.half_conv,
-    )
 
 
 def _sum(weights: int, values: int, dtype: str) -> str:

@@ -79,6 +79,20 @@ class PackingOptions:
             return self.methods[op.weight]
         return usual_method(op, half=self.half_conv)
 
+    def conv_shape(self, op: ops.Conv, *, is_integer: bool = False) -> ConvShape:
+        """A convolution as it is packed; ``is_integer`` where its weights are."""
+        first, *rest = (source.channels for source in op.sources)
+        return conv_shape(
+            (first, rest[0] if rest else 0),
+            op.out.channels,
+            op.size,
+            stride=op.stride,
+            padding=op.padding,
+            upsample=op.upsample,
+            method=ConvMethod.INTEGER if is_integer else self.method(op),
+            half=not is_integer and self.half_conv,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class _PackedConv:
@@ -138,7 +152,7 @@ class PackedWeights:
         if key not in self._convs:
             self._convs[key] = self._pack_conv(op)
         packed = self._convs[key]
-        shape = self._conv_shape(op, is_integer=packed.quantization is not None)
+        shape = self._options.conv_shape(op, is_integer=packed.quantization is not None)
         return packed_conv(shape, packed.weights, packed.bias, packed.quantization)
 
     def forget(self, names: Collection[str]) -> None:
@@ -189,7 +203,7 @@ class PackedWeights:
 
     def _pack_conv(self, op: ops.Conv) -> _PackedConv:
         quantized = stacked(self._weights, op.weight)
-        shape = self._conv_shape(op, is_integer=quantized is not None)
+        shape = self._options.conv_shape(op, is_integer=quantized is not None)
         size = (-1, shape.in_channels, op.size, op.size)
         packed = self._memory(shape.packed_bytes)
         quantization = None
@@ -204,19 +218,6 @@ class PackedWeights:
         for name in op.weight:
             self._weights.release(name)
         return _PackedConv(packed, self._bias(op.bias) if op.bias else None, quantization)
-
-    def _conv_shape(self, op: ops.Conv, *, is_integer: bool) -> ConvShape:
-        first, *rest = (source.channels for source in op.sources)
-        return conv_shape(
-            (first, rest[0] if rest else 0),
-            op.out.channels,
-            op.size,
-            stride=op.stride,
-            padding=op.padding,
-            upsample=op.upsample,
-            method=ConvMethod.INTEGER if is_integer else self._options.method(op),
-            half=not is_integer and self._options.half_conv,
-        )
 
     def _matrix(self, name: str, cols: int) -> ops.Array:
         return np.ascontiguousarray(self._weights.float32(name).reshape(-1, cols))
