@@ -81,7 +81,7 @@ def _card(work: Path, count: int, rows: dict[str, dict[str, float]]) -> str:
     sizes = train_unet.BATCHES.values()
     steps = train_unet.step_of(work / "unet.safetensors")
     colours, shapes = ", ".join(scenes.COLOURS), ", ".join(scenes.SHAPES)
-    never = " and ".join(f"{colour} {shape}s" for colour, shape in sorted(scenes.NEVER_SEEN))
+    never = " or a ".join(f"{colour} {shape}" for colour, shape in sorted(scenes.NEVER_SEEN))
     return f"""# fuserve-demo-diffusion
 
 A small text-to-image latent diffusion model: 64x64 pictures of coloured shapes that stand as the
@@ -118,7 +118,11 @@ caption says; `whole`: also the sizes and the background that it names. The judg
 {chr(10).join(_table(rows))}
 
 Held-out captions name two objects that training has shown, though never together. An object never
-seen is one of {never}, which training has not shown at all.
+seen is a {never}, which training has not shown at all.
+
+Two objects are nearly always there, with their colours, on the axis that the relation names; but
+which of the two stands where the model does not know well, and that is most of what `colours` and
+`shapes` miss.
 
 ## Training
 `python -m tools.demo_diffusion.train WORK_FOLDER` in fuserve's repository, seed 0,

@@ -31,11 +31,11 @@ from tools.demo_diffusion.train_autoencoder import to_tensor
 
 TIDY_FROM = 8250  # the step from which scenes are tidy
 TIDY_SPREAD = 0.25
-STEPS = 14_000
+STEPS = 13_000
 BATCHES = {0: 16, 3000: 32, 7500: 64, TIDY_FROM: 32}  # scenes a step, from a step on
 RATES = (  # steps, learning rates
-    (0, 200, 7500, TIDY_FROM, 10_500, 12_500, STEPS),
-    (0.0, 1e-3, 1e-3, 7e-4, 2.8e-4, 4e-4, 0.0),
+    (0, 200, 7500, TIDY_FROM, 10_500, 12_250, STEPS),
+    (0.0, 1e-3, 1e-3, 7e-4, 2.8e-4, 3.85e-4, 0.0),
 )
 TIMES = {  # from a step on: shares of the draws, of the timesteps from low noise to high
     0: ((0.0, 1.0), (0.0, 1.0)),
