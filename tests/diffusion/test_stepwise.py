@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from fuserve.diffusion.backends import make_backend
+from fuserve.diffusion.memory_plan import packing_options
 from fuserve.diffusion.options import DiffusionOptions
 from fuserve.diffusion.program import Array, Conv, Linear, Program, Slice
 from fuserve.diffusion.program_builder import ProgramBuilder, group_norm, layer_norm
@@ -53,7 +54,7 @@ def inputs_of(program: Program) -> dict[str, Array]:
 def test_it_computes_what_the_program_computes(options: DiffusionOptions) -> None:
     whole = program()
     weights, inputs = weights_of(whole), inputs_of(whole)
-    make = make_backend(options)
+    make = make_backend(options, packing_options(options))
     expected = make(weights)(whole).run(inputs)["image"]
     stepwise = tapped(make, lambda _, x: x)(weights)(whole)
     assert_close(stepwise.run(inputs)["image"], expected, 2e-6)
@@ -68,7 +69,7 @@ def test_layers_show_their_inputs_after_norms_with_the_sources_side_by_side() ->
         seen[op.name] = x
         return x
 
-    tapped(make_backend(NATIVE), tap)(weights)(whole).run(inputs)
+    tapped(make_backend(NATIVE, packing_options(NATIVE)), tap)(weights)(whole).run(inputs)
     assert list(seen) == ["joined", "short", "qkv", "wide", "out"]
     both = np.concatenate([inputs["image"], inputs["skip"].repeat(2, axis=0)], axis=-1)
     np.testing.assert_array_equal(seen["short"], both)
@@ -87,7 +88,9 @@ def test_what_a_tap_returns_is_what_the_layer_reads() -> None:
     def zero(op: Conv | Linear, x: Array) -> Array:
         return np.zeros_like(x) if op.name in ("joined", "short", "out") else x
 
-    result = tapped(make_backend(NATIVE), zero)(weights)(whole).run(inputs)["image"]
+    result = tapped(make_backend(NATIVE, packing_options(NATIVE)), zero)(weights)(whole).run(
+        inputs
+    )["image"]
     biases = [weights.float32(f"{name}.bias") for name in ("joined", "short", "out")]
     expected = np.broadcast_to(np.sum(biases, axis=0), result.shape)
     np.testing.assert_allclose(result, expected, atol=1e-6)

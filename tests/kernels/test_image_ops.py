@@ -91,7 +91,7 @@ def test_group_norm_over_one_and_two_sources(
     graph = Graph(isa)
     indices = [graph.given(source) for source in sources]
     out = graph.made(batch, height, width, channels)
-    graph.program.add_group_norm(out, indices, GroupNorm(groups, 1e-5, silu, weight, bias))
+    graph.program.add_group_norm(out, indices, GroupNorm(groups, 1e-5, silu, weight, bias), [], 0)
     graph.run()
     want = group_norm_oracle(sources, batch, groups, weight, bias, silu)
     assert_close(graph.arrays[out], want, 3e-6)
@@ -103,7 +103,7 @@ def test_group_norm_of_values_far_from_zero(isa: str) -> None:
     graph = Graph(isa)
     out = graph.made(*source.shape)
     graph.program.add_group_norm(
-        out, [graph.given(source)], GroupNorm(8, 1e-5, False, weight, bias)
+        out, [graph.given(source)], GroupNorm(8, 1e-5, False, weight, bias), [], 0
     )
     graph.run()
     want = group_norm_oracle([source], 1, 8, weight, bias, False)
@@ -286,7 +286,9 @@ def test_every_operation_gives_an_image_the_same_bits_at_any_place_and_on_any_th
         source = graph.given(batch)
         normed, out = graph.made(*batch.shape), graph.made(*batch.shape)
         qkv = graph.made(*batch.shape[:-1], 144)
-        graph.program.add_group_norm(normed, [source], GroupNorm(6, 1e-5, True, weight, bias))
+        graph.program.add_group_norm(
+            normed, [source], GroupNorm(6, 1e-5, True, weight, bias), [], 0
+        )
         graph.program.add_linear(qkv, normed, linear, Norm(True, 1e-5, weight, bias), BOUND, NONE)
         graph.program.add_attention(out, (qkv, 0), (qkv, 48), (qkv, 96), 4, 12, False)
         graph.run(threads)
@@ -305,7 +307,7 @@ def test_operands_that_do_not_fit_are_refused(isa: str) -> None:
     small, large = graph.made(2, 3, 3, 8), graph.made(3, 3, 3, 8)
     ones = np.ones(8, np.float32)
     with pytest.raises(ValueError, match="batch does not divide"):
-        graph.program.add_group_norm(large, [small], GroupNorm(2, 1e-5, False, ones, ones))
+        graph.program.add_group_norm(large, [small], GroupNorm(2, 1e-5, False, ones, ones), [], 0)
     with pytest.raises(ValueError, match="groups must divide"):
         GroupNorm(3, 1e-5, False, ones, ones)
     with pytest.raises(ValueError, match="no value 9"):

@@ -244,10 +244,12 @@ class _Reader:
                     continue
                 taps = self._taps()
                 require(self.folder, self.part(name), FLOATS, (all_cols // taps,))
-                vector = floats(self.folder, self.part(name))
+                first, last = cols.start // taps, -(-cols.stop // taps)
+                vector = floats(self.folder, self.part(name), slice(first, last))
                 if name == "input_smoothing" and not (vector > 0).all():
                     refuse(self.folder, self.part(name), "holds values that are not above 0.")
-                vectors[name] = np.repeat(vector, taps)[cols]
+                skipped = cols.start - first * taps
+                vectors[name] = np.repeat(vector, taps)[skipped:][: cols.stop - cols.start]
         layer = replace(layer, **vectors)
         if self.group.activations != "tensor":
             return layer
