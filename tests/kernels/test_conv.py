@@ -23,40 +23,17 @@ from fuserve.kernels.conv import (
     pack_conv,
     packed_conv,
 )
+from tests.kernels.conv_case import ConvCase
 
 Floats = npt.NDArray[np.float32]
-ALL = (1, 1, 1, 1)
 DOWN = (0, 0, 1, 1)  # the VAE encoder's
-
-
-@dataclass(frozen=True)
-class Case:
-    channels: tuple[int, int]
-    out_channels: int
-    height: int
-    width: int
-    batch: int = 1
-    size: int = 3
-    stride: int = 1
-    padding: tuple[int, int, int, int] = ALL
-    upsample: bool = False
-    norm: bool = False
-    silu: bool = False
-    bias: bool = True
-    channel_add: bool = False
-    residual: bool = False
-    activation: ConvActivation = ConvActivation.NONE
-
-    def __str__(self) -> str:
-        name = f"{self.channels[0]}+{self.channels[1]}to{self.out_channels}"
-        return f"{name}-{self.height}x{self.width}-{self.size}s{self.stride}u{self.upsample:d}"
 
 
 @dataclass(frozen=True)
 class Problem:
     """A case with its operands and what torch makes of them."""
 
-    case: Case
+    case: ConvCase
     filters: Floats
     bias: Floats | None
     given: ConvInput
@@ -85,7 +62,7 @@ class Problem:
         return float(np.abs(got - self.want).max() / np.sqrt((self.want**2).mean()))
 
 
-def problem(case: Case) -> Problem:
+def problem(case: ConvCase) -> Problem:
     rng = np.random.default_rng(zlib.crc32(repr(case).encode()))
 
     def normal(*shape: int) -> Floats:
@@ -125,29 +102,29 @@ def problem(case: Case) -> Problem:
 
 
 WINOGRAD_CASES = [
-    Case((16, 0), 16, 8, 8),
-    Case((5, 0), 3, 7, 9, batch=2, padding=(0, 1, 1, 0)),
-    Case((320, 0), 48, 12, 20, norm=True, silu=True, channel_add=True),
-    Case((40, 24), 20, 9, 6, 2, norm=True, silu=True, channel_add=True, residual=True),
-    Case((3, 70), 33, 5, 30, residual=True, activation=ConvActivation.RELU),
-    Case((64, 0), 64, 1, 1, bias=False, activation=ConvActivation.SILU),
-    Case((300, 33), 17, 18, 3, norm=True),
+    ConvCase((16, 0), 16, 8, 8),
+    ConvCase((5, 0), 3, 7, 9, batch=2, padding=(0, 1, 1, 0)),
+    ConvCase((320, 0), 48, 12, 20, norm=True, silu=True, channel_add=True),
+    ConvCase((40, 24), 20, 9, 6, 2, norm=True, silu=True, channel_add=True, residual=True),
+    ConvCase((3, 70), 33, 5, 30, residual=True, activation=ConvActivation.RELU),
+    ConvCase((64, 0), 64, 1, 1, bias=False, activation=ConvActivation.SILU),
+    ConvCase((300, 33), 17, 18, 3, norm=True),
 ]
 DIRECT_CASES = [
     *WINOGRAD_CASES,
-    Case((4, 0), 32, 9, 11, stride=2),
-    Case((40, 0), 16, 8, 10, batch=3, stride=2, padding=DOWN, norm=True, silu=True),
-    Case((33, 7), 19, 7, 5, stride=2, padding=DOWN, residual=True),
-    Case((24, 0), 24, 3, 5, upsample=True),
-    Case((70, 30), 18, 5, 4, 2, upsample=True, norm=True, silu=True, residual=True),
-    Case((48, 0), 40, 6, 7, 2, size=1, padding=(0, 0, 0, 0), norm=True, channel_add=True),
-    Case((320, 9), 21, 5, 3, size=1, padding=(0, 0, 0, 0), residual=True),
-    Case((20, 0), 32, 9, 8, size=1, stride=2, padding=(0, 0, 0, 0)),
+    ConvCase((4, 0), 32, 9, 11, stride=2),
+    ConvCase((40, 0), 16, 8, 10, batch=3, stride=2, padding=DOWN, norm=True, silu=True),
+    ConvCase((33, 7), 19, 7, 5, stride=2, padding=DOWN, residual=True),
+    ConvCase((24, 0), 24, 3, 5, upsample=True),
+    ConvCase((70, 30), 18, 5, 4, 2, upsample=True, norm=True, silu=True, residual=True),
+    ConvCase((48, 0), 40, 6, 7, 2, size=1, padding=(0, 0, 0, 0), norm=True, channel_add=True),
+    ConvCase((320, 9), 21, 5, 3, size=1, padding=(0, 0, 0, 0), residual=True),
+    ConvCase((20, 0), 32, 9, 8, size=1, stride=2, padding=(0, 0, 0, 0)),
 ]
 
 
 @pytest.mark.parametrize("case", DIRECT_CASES, ids=str)
-def test_direct_convolutions_equal_float64(isa: str, case: Case) -> None:
+def test_direct_convolutions_equal_float64(isa: str, case: ConvCase) -> None:
     given = problem(case)
     got = convolve(given.pack(ConvMethod.DIRECT), given.given, ThreadPool(2), given.epilogue)
     assert given.error(got) <= 1e-5
@@ -158,7 +135,7 @@ WINOGRAD_ERRORS = {ConvMethod.WINOGRAD2: 1e-4, ConvMethod.WINOGRAD4: 1e-3}
 
 @pytest.mark.parametrize("case", WINOGRAD_CASES, ids=str)
 @pytest.mark.parametrize("method", WINOGRAD_ERRORS)
-def test_winograd_convolutions_equal_float64(isa: str, case: Case, method: ConvMethod) -> None:
+def test_winograd_convolutions_equal_float64(isa: str, case: ConvCase, method: ConvMethod) -> None:
     given = problem(case)
     got = convolve(given.pack(method), given.given, ThreadPool(2), given.epilogue)
     assert given.error(got) <= WINOGRAD_ERRORS[method] / 10
@@ -171,7 +148,7 @@ CUT_CASES += [(case, method) for case in WINOGRAD_CASES[2:5] for method in WINOG
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize(("case", "method"), CUT_CASES, ids=str)
 def test_a_result_does_not_depend_on_batch_threads_or_cut(
-    isa: str, case: Case, method: ConvMethod, half: bool
+    isa: str, case: ConvCase, method: ConvMethod, half: bool
 ) -> None:
     if half and method == ConvMethod.WINOGRAD4:
         pytest.skip("F(4x4) keeps its weights in float32")
@@ -208,7 +185,7 @@ def image_of(given: Problem, image: int) -> tuple[ConvInput, ThreadPool, ConvEpi
 
 @pytest.mark.parametrize("method", [ConvMethod.DIRECT, ConvMethod.WINOGRAD2])
 def test_half_weights_are_the_rounded_ones(isa: str, method: ConvMethod) -> None:
-    given = problem(Case((48, 16), 24, 8, 10))
+    given = problem(ConvCase((48, 16), 24, 8, 10))
     whole = convolve(given.pack(method), given.given, ThreadPool(1))
     half = convolve(given.pack(method, half=True), given.given, ThreadPool(1))
     shares = np.abs(half - whole) / np.sqrt((whole**2).mean())
@@ -228,7 +205,7 @@ def test_arguments_that_do_not_go_together_are_refused() -> None:
         conv_shape((8, 0), 8, 1, upsample=True)
     with pytest.raises(ValueError, match="size"):
         conv_shape((8, 0), 8, 5)
-    weights = problem(Case((8, 4), 8, 4, 4)).pack(ConvMethod.DIRECT)
+    weights = problem(ConvCase((8, 4), 8, 4, 4)).pack(ConvMethod.DIRECT)
     image = np.zeros((1, 4, 4, 8), np.float32)
     with pytest.raises(ValueError, match="as many sources"):
         convolve(weights, ConvInput(image), ThreadPool(1))

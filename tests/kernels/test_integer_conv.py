@@ -25,36 +25,19 @@ from fuserve.kernels.conv import (
     pack_conv_codes,
     packed_conv,
 )
+from tests.kernels.conv_case import ConvCase
 
 Floats = npt.NDArray[np.float32]
-ALL = (1, 1, 1, 1)
 NONE = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Case:
-    channels: tuple[int, int]
-    out_channels: int
-    height: int
-    width: int
-    batch: int = 1
-    size: int = 3
-    stride: int = 1
-    padding: tuple[int, int, int, int] = ALL
-    upsample: bool = False
-    norm: bool = False
-    silu: bool = False
+class Case(ConvCase):
     multiplier: bool = False
-    bias: bool = True
-    channel_add: bool = False
-    residual: bool = False
-    activation: ConvActivation = ConvActivation.NONE
     extreme: float = 0.0
     """The part of the inputs that is at an end of the range, where sums of 16 bits overflow."""
 
-    def __str__(self) -> str:
-        name = f"{self.channels[0]}+{self.channels[1]}to{self.out_channels}"
-        return f"{name}-{self.height}x{self.width}-{self.size}s{self.stride}u{self.upsample:d}"
+    __str__ = ConvCase.__str__
 
 
 @dataclass(frozen=True)
