@@ -87,6 +87,7 @@ def test_a_picture_has_the_same_bits_over_processes(
 def test_a_killed_process_ends_the_call_and_the_next_one_starts_it_again(
     folders: dict[str, Path],
 ) -> None:
+    before = settled_resources()["children"]
     with TextToImage(
         folders["sd"], num_threads=1, patch_parallel=2, step_timeout_s=60.0
     ) as painter:
@@ -100,7 +101,7 @@ def test_a_killed_process_ends_the_call_and_the_next_one_starts_it_again(
             painter.generate(PROMPT, PARAMS, progress=kill)
         np.testing.assert_array_equal(painter.generate(PROMPT, PARAMS)[0].pixels, expected)
         assert group_of(painter).group.process_ids != [worker]
-    assert not settled_resources()["children"]
+    assert set(settled_resources()["children"]) <= set(before)
 
 
 def test_a_call_that_is_interrupted_leaves_no_process_in_a_step(folders: dict[str, Path]) -> None:
