@@ -34,12 +34,20 @@ def write(
     tokenizer.write(folder / "tokenizer", network.MAX_TOKENS)
     for name, part in (("vae", vae), ("unet", unet), ("text_encoder", text_encoder)):
         part.save_pretrained(folder / name)
+        _forget_origin(folder / name / "config.json")
     _halve(folder / "vae" / "diffusion_pytorch_model.safetensors")
     _halve(folder / "unet" / "diffusion_pytorch_model.safetensors")
     # As every Stable Diffusion folder names them; transformers 5 would leave the prefix out.
     _halve(folder / "text_encoder" / "model.safetensors", prefix="text_model.")
     network.scheduler().save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(_INDEX, indent=2) + "\n", "utf-8")
+
+
+def _forget_origin(file: Path) -> None:
+    """Leave out where a part was loaded from: a path of the machine that trained it."""
+    config = json.loads(file.read_text("utf-8"))
+    config.pop("_name_or_path", None)
+    file.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def _halve(file: Path, prefix: str = "") -> None:
