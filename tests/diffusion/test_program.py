@@ -19,6 +19,7 @@ from fuserve.diffusion.program import (
     Value,
 )
 from fuserve.diffusion.program_builder import ProgramBuilder, group_norm, layer_norm
+from fuserve.diffusion.program_checks import check_program
 
 
 def small_program() -> Program:
@@ -91,20 +92,20 @@ def test_shapes_of_stacked_and_gated_weights() -> None:
 )
 def test_a_faulty_operation_is_named(name: str, fields: dict[str, object], fault: str) -> None:
     with pytest.raises(ValueError, match=fault) as caught:
-        changed(small_program(), name, **fields).validate()
+        check_program(changed(small_program(), name, **fields))
     assert repr(name) in str(caught.value)
 
 
 def test_values_are_written_once_and_before_they_are_read() -> None:
     program = small_program()
     with pytest.raises(ValueError, match=r"'conv_in' reads .* nothing has written"):
-        replace(program, inputs={"time": program.inputs["time"]}).validate()
+        check_program(replace(program, inputs={"time": program.inputs["time"]}))
     with pytest.raises(ValueError, match="'conv_in' writes a value for the second time"):
-        replace(program, ops=(program.ops[0], *program.ops)).validate()
+        check_program(replace(program, ops=(program.ops[0], *program.ops)))
     with pytest.raises(ValueError, match="nothing writes the output 'out'"):
-        replace(program, ops=program.ops[:-1]).validate()
+        check_program(replace(program, ops=program.ops[:-1]))
     with pytest.raises(ValueError, match="reads"):
-        replace(program, ops=program.ops[::-1]).validate()
+        check_program(replace(program, ops=program.ops[::-1]))
 
 
 def test_channels_that_are_not_there_and_batches_that_do_not_divide_are_refused() -> None:
@@ -114,9 +115,9 @@ def test_channels_that_are_not_there_and_batches_that_do_not_divide_are_refused(
     assert isinstance(attention, Attention)
     beyond = replace(down.channel_add, first=65)
     with pytest.raises(ValueError, match="'down' reads up to channel 97"):
-        changed(program, "down", channel_add=beyond).validate()
+        check_program(changed(program, "down", channel_add=beyond))
     with pytest.raises(ValueError, match="'attn1' reads up to channel 97"):
-        changed(program, "attn1", value=replace(attention.value, first=65)).validate()
+        check_program(changed(program, "attn1", value=replace(attention.value, first=65)))
     build = ProgramBuilder()
     pair, three = build.input("pair", 2, 1, 1, 8), build.input("three", 3, 1, 1, 8)
     build.output("sum", build.linear("sum", pair, 8, residual=three))
@@ -135,7 +136,7 @@ def test_a_residual_of_geglu_has_both_halves() -> None:
     narrow = replace(program, inputs={**program.inputs, "narrow": Value(3, 1, 1, 4, 16)})
     narrow = replace(narrow, values=(*program.values[:2], program.values[2], Value(3, 1, 1, 4, 16)))
     with pytest.raises(ValueError, match="'ff' adds"):
-        changed(narrow, "ff", residual=Value(3, 1, 1, 4, 16)).validate()
+        check_program(changed(narrow, "ff", residual=Value(3, 1, 1, 4, 16)))
 
 
 def program_in_bands() -> Program:
@@ -160,11 +161,11 @@ def test_each_row_of_a_value_is_written_once_and_before_it_is_read() -> None:
         return replace(program, ops=tuple(op for op in program.ops if op is not left_out))
 
     with pytest.raises(ValueError, match="nothing writes the output 'out'"):
-        without(ends[3]).validate()
+        check_program(without(ends[3]))
     with pytest.raises(ValueError, match=r"Conv 'end' reads .* nothing has written"):
-        without(sums[3]).validate()
+        check_program(without(sums[3]))
     with pytest.raises(ValueError, match="'end' writes a value for the second time"):
-        replace(program, ops=(*program.ops, ends[3])).validate()
+        check_program(replace(program, ops=(*program.ops, ends[3])))
 
 
 def test_views_and_sums_that_do_not_fit_are_refused() -> None:
@@ -172,11 +173,11 @@ def test_views_and_sums_that_do_not_fit_are_refused() -> None:
     view, rows = next(iter(program.views.items()))
     beyond = {**program.views, view: Rows(rows.value, rows.value.height - view.height + 1)}
     with pytest.raises(ValueError, match="is no view of rows"):
-        replace(program, views=beyond).validate()
+        check_program(replace(program, views=beyond))
     end = next(op for op in program.ops if op.name == "end")
     assert isinstance(end, Conv) and end.sums is not None
     of_another = replace(end.sums, values=(program.inputs["image"],))
     with pytest.raises(ValueError, match="'end' has sums"):
-        changed(program, "end", sums=of_another).validate()
+        check_program(changed(program, "end", sums=of_another))
     with pytest.raises(ValueError, match="'end' has sums, but no group norm"):
-        changed(program, "end", norm=None).validate()
+        check_program(changed(program, "end", norm=None))

@@ -24,6 +24,7 @@ from fuserve.diffusion.program import (
     Rows,
     Value,
 )
+from fuserve.diffusion.program_checks import check_program
 
 ROW_STEP = 4
 """Rows of a square of Winograd's F(4x4): bands begin where the whole image's squares do."""
@@ -103,7 +104,7 @@ def banded(program: Program, candidate: Candidate) -> Program:
     bands.write()
     ops = (*program.ops[:first], *bands.ops, *program.ops[first + 1 + len(candidate.readers) :])
     result = Program(tuple(bands.values), program.inputs, program.outputs, ops, bands.views)
-    result.validate()
+    check_program(result)
     return result
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fuserve.diffusion.program import Array, Conv, Linear, Op, Program, Value, Weights
+from fuserve.diffusion.program_checks import check_program
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def with_branches(
     if not rewriter.tensors:
         return program, {}
     changed = replace(program, values=tuple(rewriter.values), ops=tuple(ops))
-    changed.validate()
+    check_program(changed)
     return changed, rewriter.tensors
 
 

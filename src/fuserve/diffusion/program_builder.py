@@ -17,6 +17,7 @@ from fuserve.diffusion.program import (
     Slice,
     Value,
 )
+from fuserve.diffusion.program_checks import check_program
 
 
 class ProgramBuilder:
@@ -138,7 +139,7 @@ class ProgramBuilder:
         program = Program(
             tuple(self._values), dict(self._inputs), dict(self._outputs), tuple(self._ops)
         )
-        program.validate()
+        check_program(program)
         return program
 
     def _value(self, batch: int, height: int, width: int, channels: int) -> Value:

@@ -32,6 +32,7 @@ from fuserve.diffusion.program import (
     Slice,
     Value,
 )
+from fuserve.diffusion.program_checks import check_program
 from fuserve.errors import InvalidRequestError
 
 WINOGRAD_ROWS = 4
@@ -144,7 +145,7 @@ class _BandWriter:
             self._write(op)
         outputs = {name: self._output(value) for name, value in self._whole.outputs.items()}
         program = Program(tuple(self._values), inputs, outputs, tuple(self._ops))
-        program.validate()
+        check_program(program)
         return program
 
     def _write(self, op: Op) -> None:

@@ -23,6 +23,7 @@ from fuserve.diffusion.program import (
     Value,
     Weights,
 )
+from fuserve.diffusion.program_checks import check_program
 
 Tap = Callable[[Conv | Linear, Array], Array]
 """Takes a layer and what it reads, after its norm, sources side by side  # [B, H, W, in]. Returns
@@ -134,7 +135,7 @@ def _alone(op: Op) -> Program:
     inputs = {_name(value): new[value] for value in old if value != op.out}
     moved = _moved(op, new)
     program = Program(tuple(new.values()), inputs, {"out": new[op.out]}, (moved,))
-    program.validate()
+    check_program(program)
     return program
 
 
