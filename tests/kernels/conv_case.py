@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fuserve.kernels.conv import ConvActivation
+from fuserve._native import ConvShape
+from fuserve.kernels.conv import ConvActivation, ConvMethod, conv_shape
 
 ALL = (1, 1, 1, 1)
 """Padding of a pixel on every side."""
@@ -33,3 +34,16 @@ class ConvCase:
     def __str__(self) -> str:
         name = f"{self.channels[0]}+{self.channels[1]}to{self.out_channels}"
         return f"{name}-{self.height}x{self.width}-{self.size}s{self.stride}u{self.upsample:d}"
+
+    def shape(self, method: ConvMethod, half: bool = False) -> ConvShape:
+        """What its weights are packed for."""
+        return conv_shape(
+            self.channels,
+            self.out_channels,
+            self.size,
+            stride=self.stride,
+            padding=self.padding,
+            upsample=self.upsample,
+            method=method,
+            half=half,
+        )

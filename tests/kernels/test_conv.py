@@ -41,17 +41,7 @@ class Problem:
     want: npt.NDArray[np.float64]
 
     def pack(self, method: ConvMethod, half: bool = False) -> PackedConv:
-        case = self.case
-        shape = conv_shape(
-            case.channels,
-            case.out_channels,
-            case.size,
-            stride=case.stride,
-            padding=case.padding,
-            upsample=case.upsample,
-            method=method,
-            half=half,
-        )
+        shape = self.case.shape(method, half)
         packed = np.full(shape.packed_bytes, 255, np.uint8)
         pack_conv(shape, self.filters, packed, ThreadPool(2))
         return packed_conv(shape, packed, self.bias)

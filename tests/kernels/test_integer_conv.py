@@ -53,16 +53,7 @@ class Problem:
     want: Floats
 
     def pack(self) -> PackedConv:
-        case = self.case
-        shape = conv_shape(
-            case.channels,
-            case.out_channels,
-            case.size,
-            stride=case.stride,
-            padding=case.padding,
-            upsample=case.upsample,
-            method=ConvMethod.INTEGER,
-        )
+        shape = self.case.shape(ConvMethod.INTEGER)
         packed = np.full(shape.packed_bytes, 255, np.uint8)
         pack_conv_codes(shape, self.codes, packed, ThreadPool(2))
         return packed_conv(shape, packed, self.bias, self.quantization)
