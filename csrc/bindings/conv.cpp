@@ -25,9 +25,9 @@ using Sides = std::tuple<int, int, int, int>;
 ConvMethod checked_method(const ConvShape& shape, int number) {
   require(number >= 0 && number <= static_cast<int>(ConvMethod::integer), "unknown method");
   const auto method = static_cast<ConvMethod>(number);
-  require(shape.has_method(method),
-          "Winograd needs size 3 and stride 1, without upsampling, and F(4x4) float32 weights; "
-          "integers are no float16 weights");
+  require(
+      shape.has_method(method),
+      "Winograd needs size 3 and stride 1, without upsampling; integers are no float16 weights");
   return method;
 }
 
@@ -152,22 +152,7 @@ void bind_conv(nb::module_& m) {
           nb::arg("padding"), nb::arg("upsample"), nb::arg("method"), nb::arg("half"))
       .def_prop_ro("in_channels", &ConvShape::in_channels)
       .def_ro("out_channels", &ConvShape::out_channels)
-      .def_prop_ro("taps", &ConvShape::taps)
-      .def_prop_ro("components", &ConvShape::components)
       .def_prop_ro("method", [](const ConvShape& self) { return static_cast<int>(self.method); })
-      .def(
-          "has_method",
-          [](const ConvShape& self, int method) {
-            return self.has_method(static_cast<ConvMethod>(method));
-          },
-          nb::arg("method"))
-      .def(
-          "with_method",
-          [](ConvShape self, int method) {
-            self.method = checked_method(self, method);
-            return self;
-          },
-          nb::arg("method"))
       .def_prop_ro("tiles", &ConvShape::tiles)
       .def_prop_ro("packed_bytes", &ConvShape::packed_bytes)
       .def("out_height", &ConvShape::out_height, nb::arg("height"))

@@ -36,11 +36,10 @@ struct ConvShape {
   ConvMethod method = ConvMethod::direct;
   bool half = false;  // weights are kept as binary16
 
-  // F(4x4) makes 20 times as much of the rounding of binary16 weights as the others.
   bool has_method(ConvMethod m) const {
     if (m == ConvMethod::direct) return true;
     if (m == ConvMethod::integer) return !half;
-    return size == 3 && stride == 1 && !upsample && !(half && m == ConvMethod::winograd4);
+    return size == 3 && stride == 1 && !upsample;
   }
   bool is_integer() const { return method == ConvMethod::integer; }
   bool is_winograd() const {
@@ -55,7 +54,7 @@ struct ConvShape {
   bool has_phases() const { return upsample && !is_integer(); }
   int phases() const { return has_phases() ? 4 : 1; }
   int tap_rows() const { return has_phases() ? 2 : size; }
-  int taps() const { return is_winograd() ? 1 : tap_rows() * tap_rows(); }
+  int taps() const { return tap_rows() * tap_rows(); }
 
   // Winograd: rows of outputs of a tile, and its component products.
   int tile_outputs() const { return method == ConvMethod::winograd4 ? 4 : 2; }
@@ -70,8 +69,9 @@ struct ConvShape {
   // of a 3x3 filter is a cache line of each pixel.
   int block_channels() const {
     if (is_integer()) return taps() == 9 ? 64 : 512;
-    return taps() == 9 || is_winograd() ? 32 : kPanelValues / taps();
+    return taps() == 9 ? kFilterChannels : kPanelValues / taps();
   }
+  static constexpr int kFilterChannels = 32;  // of a block, with 3x3 filters in floats
   int blocks_of(int source) const {
     return ceil_div(channels[static_cast<size_t>(source)], block_channels());
   }
@@ -85,14 +85,14 @@ struct ConvShape {
   }
 
   size_t packed_values() const {
-    return static_cast<size_t>(phases() * taps() * components()) *
-           static_cast<size_t>(tiles() * kTileRows) * static_cast<size_t>(in_channels());
+    return static_cast<size_t>(phases() * taps()) * static_cast<size_t>(tiles() * kTileRows) *
+           static_cast<size_t>(in_channels());
   }
   size_t packed_bytes() const {
     if (is_integer()) return integer_panel(padded(0) + padded(1)) * static_cast<size_t>(tiles());
     return packed_values() * (half ? 2 : 4);
   }
-  // Direct: [block][phase][tile] panels of [tap][channel][16].
+  // In floats, whatever the method: [block][phase][tile] panels of [tap][channel][16].
   size_t panel_offset(const ChannelBlock& at, int phase, int tile) const {
     const auto panels = static_cast<size_t>(phases() * tiles());
     const auto row = static_cast<size_t>(taps() * kTileRows);
@@ -108,11 +108,6 @@ struct ConvShape {
     const int channel = at.source * padded(0) + at.first;
     return integer_panel(channel) * static_cast<size_t>(tiles()) +
            integer_panel(round_up(at.count, kBlockCols)) * static_cast<size_t>(tile);
-  }
-  // Winograd: [tile][component] panels of [channel][16].
-  size_t component_offset(int tile, int component) const {
-    return static_cast<size_t>(tile * components() + component) *
-           static_cast<size_t>(in_channels() * kTileRows);
   }
 
  private:

@@ -22,8 +22,9 @@ struct Fetch {
 };
 
 // kPixels pixels times R panels [tap][channel][16], added to what stands in sums unless `first`.
+// Channels of a panel lie Step floats apart.
 //   sums: [kPixels][16] for each panel, sum_stride floats apart
-template <int R>
+template <int R, int Step = kTileRows>
 inline void multiply(const float* const (&x)[kPixels], const Taps& taps, const float* panel,
                      std::ptrdiff_t panel_stride, bool first, float* sums,
                      std::ptrdiff_t sum_stride, const Fetch& fetch) {
@@ -37,7 +38,7 @@ inline void multiply(const float* const (&x)[kPixels], const Taps& taps, const f
   for (int tap = 0; tap < taps.count; ++tap) {
     const std::ptrdiff_t from = taps.offsets[static_cast<size_t>(tap)];
 #pragma GCC unroll 4
-    for (std::ptrdiff_t k = from; k < from + taps.channels; ++k, panel += kTileRows) {
+    for (std::ptrdiff_t k = from; k < from + taps.channels; ++k, panel += Step) {
       F32x16 weights[R];
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) weights[r] = load16(panel + r * panel_stride);

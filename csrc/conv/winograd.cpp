@@ -14,16 +14,20 @@ namespace {
 constexpr int kChunkGroups = 48 / kPixels;
 constexpr int kChunk = kChunkGroups * kPixels;
 constexpr int kTileSet = 2;
-constexpr int kPanelChannels = 256;
 // Planes of components lie an odd number of cache lines apart, or they would share cache sets.
 constexpr std::ptrdiff_t kSumPlane = (kChunk + 1) * kTileRows;
 
 // A square of Outputs x Outputs pixels is one row of each of the component products. Squares are
-// numbered row by row.
+// numbered row by row. Filters are transformed a block of channels at a time, where they are used:
+// kept, they would be Outputs^2 / 4 times as large and no longer fit into the caches, and what is
+// read of them serves so many multiplications that transforming it anew hardly shows.
 template <int Outputs>
 struct WinogradUnit {
   static constexpr int kSide = Outputs + 2;
   static constexpr int kComponents = kSide * kSide;
+  // Of the transformed filters: [channel][component][16], as they are written, and to the next.
+  static constexpr int kFilterStep = (kComponents + 1) * kTileRows;
+  static constexpr std::ptrdiff_t kFilterTile = ConvShape::kFilterChannels * kFilterStep;
 
   const PackedConv& w;
   const ConvInput& input;
@@ -34,19 +38,24 @@ struct WinogradUnit {
   int square_cols() const { return ceil_div(w.out_width(input.width), Outputs); }
   int square_rows() const { return ceil_div(unit.last_row - unit.first_row, Outputs); }
   int squares() const { return square_rows() * square_cols(); }
-  // Of the transformed input: [component][square][channel]
-  std::ptrdiff_t square_stride() const { return round_up(w.in_channels(), kTileRows) + kTileRows; }
+  int groups(int first_square) const {
+    return std::min(kChunkGroups, ceil_div(squares() - first_square, kPixels));
+  }
+  // The transformed input: [block][component][square][channel of the block], as it is read, and to
+  // the next component.
   std::ptrdiff_t plane() const {
-    const std::ptrdiff_t values = round_up(squares(), kPixels) * square_stride();
-    return values + (values / kTileRows % 2 == 0 ? kTileRows : 0);
+    return round_up(squares(), kPixels) * ConvShape::kFilterChannels + kTileRows;
   }
 
   void run(Scratch& scratch) const;
+  Fetch next_filters(int index, int tile, int end, int square) const;
   void transform(const ChannelBlock& block, const Window& seen, const float* window,
                  float* transformed) const;
+  template <typename Weight>
+  void transform_filters(const ChannelBlock& block, int tile, float* filters) const;
   template <int R>
-  void products(int tile, int component, int first_square, const float* transformed, float* room,
-                float* sums) const;
+  void products(const ChannelBlock& block, int component, int first_square,
+                const float* transformed, const float* filters, float* sums, Fetch& fetch) const;
   void finish(int tile, int first_square, const float* sums) const;
 };
 
@@ -54,33 +63,54 @@ template <int Outputs>
 void WinogradUnit<Outputs>::run(Scratch& scratch) const {
   const Window seen{unit.first_row - w.top, -w.left, square_rows() * Outputs + 2,
                     square_cols() * Outputs + 2};
-  const auto transformed_values = static_cast<size_t>(kComponents * plane());
+  const auto transformed_values = static_cast<size_t>(w.blocks() * kComponents * plane());
   const size_t sums_values = static_cast<size_t>(kTileSet * kComponents * kSumPlane);
   const auto window_values = static_cast<size_t>(
       round_up(static_cast<int>(seen.pixels()) * w.block_channels(), kTileRows));
-  constexpr size_t kRoom = static_cast<size_t>(kTilesAtOnce * kPanelChannels * kTileRows);
+  constexpr size_t kFilters = static_cast<size_t>(kTileSet * kFilterTile);
   auto* transformed =
-      scratch.get<float>(transformed_values + sums_values + std::max(window_values, kRoom));
+      scratch.get<float>(transformed_values + sums_values + std::max(window_values, kFilters));
   float* sums = transformed + transformed_values;
   float* window = sums + sums_values;
-  float* room = window;  // the window is not needed any more
+  float* filters = window;  // the window is not needed any more
   for (int index = 0; index < w.blocks(); ++index) {
     const ChannelBlock block = w.block(index);
     pack_window(w, input, block, seen, window);
-    transform(block, seen, window, transformed);
+    transform(block, seen, window, transformed + index * kComponents * plane());
   }
   for (int tile = unit.first_tile; tile < unit.last_tile; tile += kTileSet) {
     const int end = std::min(tile + kTileSet, unit.last_tile);
     for (int square = 0; square < squares(); square += kChunk) {
-      for (int component = 0; component < kComponents; ++component)
-        for_each_tiles(tile, end, true, [&]<int R>(int t) {
-          products<R>(t, component, square, transformed, room,
-                      sums + ((t - tile) * kComponents + component) * kSumPlane);
-        });
+      for (int index = 0; index < w.blocks(); ++index) {
+        const ChannelBlock block = w.block(index);
+        for (int t = tile; t < end; ++t) {
+          float* to = filters + (t - tile) * kFilterTile;
+          w.half ? transform_filters<Half>(block, t, to) : transform_filters<float>(block, t, to);
+        }
+        Fetch fetch = next_filters(index, tile, end, square);
+        for (int component = 0; component < kComponents; ++component)
+          for_each_tiles(tile, end, true, [&]<int R>(int t) {
+            products<R>(block, component, square, transformed + index * kComponents * plane(),
+                        filters + (t - tile) * kFilterTile + component * kTileRows,
+                        sums + ((t - tile) * kComponents + component) * kSumPlane, fetch);
+          });
+      }
       for (int t = tile; t < end; ++t)
         finish(t, square, sums + (t - tile) * kComponents * kSumPlane);
     }
   }
+}
+
+// The filters that are wanted after a block of them, a few lines for each call of the kernel.
+template <int Outputs>
+Fetch WinogradUnit<Outputs>::next_filters(int index, int tile, int end, int square) const {
+  const bool last = index + 1 == w.blocks();
+  const ChannelBlock next = w.block(last ? 0 : index + 1);
+  const size_t at = w.panel_offset(next, 0, last && square + kChunk >= squares() ? end : tile);
+  const int value_bytes = w.half ? 2 : 4;
+  const int lines = (end - tile) * w.taps() * next.count * kTileRows * value_bytes / 64;
+  return {w.data + at * static_cast<size_t>(value_bytes),
+          ceil_div(lines, (end - tile) * kComponents * groups(square))};
 }
 
 template <int Outputs>
@@ -89,7 +119,7 @@ void WinogradUnit<Outputs>::transform(const ChannelBlock& block, const Window& s
   for (int square = 0; square < squares(); ++square) {
     const int row = square / square_cols() * Outputs, col = square % square_cols() * Outputs;
     const float* from = window + static_cast<std::ptrdiff_t>(row * seen.cols + col) * block.count;
-    float* to = transformed + square * square_stride() + block.channel;
+    float* to = transformed + square * ConvShape::kFilterChannels;
     for (int c = 0; c < block.count; c += kTileRows) {
       const int n = std::min(kTileRows, block.count - c);
       F32x16 d[kComponents];
@@ -109,44 +139,35 @@ void WinogradUnit<Outputs>::transform(const ChannelBlock& block, const Window& s
   }
 }
 
-// A component of up to kChunk squares for R output tiles.
+template <int Outputs>
+template <typename Weight>
+void WinogradUnit<Outputs>::transform_filters(const ChannelBlock& block, int tile,
+                                              float* filters) const {
+  const Weight* from = reinterpret_cast<const Weight*>(w.data) + w.panel_offset(block, 0, tile);
+  for (int c = 0; c < block.count; ++c, from += kTileRows, filters += kFilterStep) {
+    F32x16 g[9], components[kComponents];
+    for (int tap = 0; tap < 9; ++tap) g[tap] = load16(from + tap * block.count * kTileRows);
+    transform_filter<Outputs>(g, components);
+    for (int i = 0; i < kComponents; ++i) store16(filters + i * kTileRows, components[i]);
+  }
+}
+
+// What a block of channels adds to a component of up to kChunk squares for R output tiles.
 template <int Outputs>
 template <int R>
-void WinogradUnit<Outputs>::products(int tile, int component, int first_square,
-                                     const float* transformed, float* room, float* sums) const {
-  const int groups = std::min(kChunkGroups, ceil_div(squares() - first_square, kPixels));
-  const std::ptrdiff_t stride = square_stride();
-  const float* from = transformed + component * plane() + first_square * stride;
-  const size_t value_bytes = w.half ? 2 : 4;
-  for (int channel = 0; channel < w.in_channels(); channel += kPanelChannels) {
-    const int channels = std::min(kPanelChannels, w.in_channels() - channel);
-    const auto values = static_cast<size_t>(channels * kTileRows);
-    const size_t offset =
-        w.component_offset(tile, component) + static_cast<size_t>(channel * kTileRows);
-    std::ptrdiff_t panel_stride = w.component_offset(1, 0);
-    const float* panel = nullptr;
-    if (w.half) {
-      for (int r = 0; r < R; ++r)
-        widened(w, offset + static_cast<size_t>(r * panel_stride), values,
-                room + r * kPanelChannels * kTileRows);
-      panel = room;
-      panel_stride = kPanelChannels * kTileRows;
-    } else {
-      panel = widened(w, offset, values, nullptr);
-    }
-    // The next component of the same tile follows in memory.
-    const auto next = offset + w.component_offset(0, 1);
-    Fetch fetch{w.data + next * value_bytes,
-                ceil_div(static_cast<int>(values * value_bytes), 64 * groups)};
-    const Taps taps{1, channels, {channel}};
-    for (int group = 0; group < groups; ++group) {
-      const float* x[kPixels];
+void WinogradUnit<Outputs>::products(const ChannelBlock& block, int component, int first_square,
+                                     const float* transformed, const float* filters, float* sums,
+                                     Fetch& fetch) const {
+  constexpr int kStride = ConvShape::kFilterChannels;
+  const float* from = transformed + component * plane() + first_square * kStride;
+  const Taps taps{1, block.count, {0}};
+  for (int group = 0; group < groups(first_square); ++group) {
+    const float* x[kPixels];
 #pragma GCC unroll 16
-      for (int t = 0; t < kPixels; ++t) x[t] = from + (group * kPixels + t) * stride;
-      multiply<R>(x, taps, panel, panel_stride, channel == 0, sums + group * kPixels * kTileRows,
-                  kComponents * kSumPlane, fetch);
-      fetch.from += 64 * fetch.lines;
-    }
+    for (int t = 0; t < kPixels; ++t) x[t] = from + (group * kPixels + t) * kStride;
+    multiply<R, kFilterStep>(x, taps, filters, kFilterTile, block.channel == 0,
+                             sums + group * kPixels * kTileRows, kComponents * kSumPlane, fetch);
+    fetch.from += 64 * fetch.lines;
   }
 }
 

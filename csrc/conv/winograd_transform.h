@@ -1,4 +1,5 @@
-// The input and output transforms of F(2x2, 3x3) and F(4x4, 3x3), arXiv 1509.09308.
+// The transforms of F(2x2, 3x3) and F(4x4, 3x3), arXiv 1509.09308, whose points are 0, 1, -1
+// (, 2, -2) and infinity.
 #pragma once
 
 #include "simd/simd.h"
@@ -43,6 +44,38 @@ inline void transform_output_line(F32x16* m) {
     m[2 * Step] = fma(set1(4.0F), sum2, sum);
     m[3 * Step] = add(fma(set1(8.0F), difference2, difference), m[5 * Step]);
   }
+}
+
+// G g, of three values to Outputs + 2, each `Step` apart.
+template <int Outputs, int From, int Step>
+inline void transform_filter_line(const F32x16* g, F32x16* out) {
+  const F32x16 g0 = g[0], g1 = g[From], g2 = g[2 * From];
+  if constexpr (Outputs == 2) {
+    const F32x16 half = set1(0.5F), even = mul(half, add(g0, g2));
+    out[0] = g0;
+    out[Step] = fma(half, g1, even);
+    out[2 * Step] = fma(set1(-0.5F), g1, even);
+    out[3 * Step] = g2;
+  } else {
+    const F32x16 even1 = mul(set1(-1.0F / 6), add(g0, g2));
+    const F32x16 even2 = fma(set1(1.0F / 24), g0, mul(set1(1.0F / 6), g2));
+    out[0] = mul(set1(0.25F), g0);
+    out[Step] = fma(set1(-1.0F / 6), g1, even1);
+    out[2 * Step] = fma(set1(1.0F / 6), g1, even1);
+    out[3 * Step] = fma(set1(1.0F / 12), g1, even2);
+    out[4 * Step] = fma(set1(-1.0F / 12), g1, even2);
+    out[5 * Step] = g2;
+  }
+}
+
+// G g G^T of [3][3], as [Outputs + 2][Outputs + 2]
+template <int Outputs>
+inline void transform_filter(const F32x16* g, F32x16* out) {
+  constexpr int kSide = Outputs + 2;
+  F32x16 lines[kSide * 3];
+  for (int i = 0; i < 3; ++i) transform_filter_line<Outputs, 3, 3>(g + i, lines + i);
+  for (int i = 0; i < kSide; ++i)
+    transform_filter_line<Outputs, 1, 1>(lines + i * 3, out + i * kSide);
 }
 
 // B^T d B of [Outputs + 2][Outputs + 2]

@@ -10,7 +10,6 @@ import pytest
 from fuserve._native import ThreadPool
 from fuserve.diffusion.autoencoder import Autoencoder
 from fuserve.diffusion.backends import make_backend
-from fuserve.diffusion.conv_method import PlannedConv, choose_methods
 from fuserve.diffusion.diffusers_folder import read_diffusers_folder
 from fuserve.diffusion.memory_plan import MemoryPlan, packing_options, plan_memory, weight_bytes
 from fuserve.diffusion.model import DiffusionModel
@@ -20,7 +19,6 @@ from fuserve.diffusion.packed_weights import PackedWeights
 from fuserve.diffusion.parts import ModelParts
 from fuserve.diffusion.unet_program import prompt_program, time_program, unet_program
 from fuserve.errors import CapacityError, InvalidRequestError
-from fuserve.kernels.conv import ConvMethod, conv_shape
 from tests.diffusion.model_folders import small_sd
 
 PLENTY = 10**9
@@ -83,15 +81,11 @@ def test_what_memory_falls_short_of_goes_in_the_order_of_its_use(parts: ModelPar
     assert not plenty.packing.half_conv
     assert plenty.packing == packing_options(DiffusionOptions())
     floats, halves = least(parts, "float32"), least(parts, "float16")
-    assert halves < floats < plenty.total
-    some = fitting(parts, "auto", (floats + plenty.total) // 2)
-    assert some is not None
-    assert some.total <= some.budget
-    assert len(set(some.packing.methods.values())) > 1
+    assert halves < floats <= plenty.total
     tight = fitting(parts, "auto", floats)
     assert tight is not None
     assert tight.total == floats
-    assert set(tight.packing.methods.values()) == {ConvMethod.DIRECT}
+    assert not tight.packing.half_conv
     half = fitting(parts, "auto", floats - 1)
     assert half is not None
     assert half.packing.half_conv
@@ -99,27 +93,6 @@ def test_what_memory_falls_short_of_goes_in_the_order_of_its_use(parts: ModelPar
         plan_memory(parts, DiffusionOptions(), 10**8)
     for one in (floats, halves):
         assert f"{one / 1e9:.2f} GB" in str(caught.value)
-
-
-def test_a_model_without_room_for_winograd_paints_as_with_exact_conv(
-    folder: Path, parts: ModelParts
-) -> None:
-    floats = least(parts, "float32")
-    pictures = []
-    for options in (
-        DiffusionOptions(dtype="float32", memory_bytes=floats),
-        DiffusionOptions(exact_conv=True),
-    ):
-        model = DiffusionModel.load(folder, options)
-        prompts = model.encode_prompts(["a red circle"])
-        size = SIDE * model.scale_factor
-        denoiser = model.denoiser(prompts, prompts, np.array([500.0], np.float32), size, size)
-        latents = np.random.default_rng(0).standard_normal((1, SIDE, SIDE, 4), dtype=np.float32)
-        negative, positive = denoiser.predict(latents, 0)
-        pictures.append([negative, positive, model.decode(positive)])
-    for ours, wanted in zip(*pictures, strict=True):
-        assert ours is not None
-        assert np.array_equal(ours, wanted)
 
 
 def test_a_size_that_does_not_fit_is_refused_before_it_is_begun(
@@ -141,31 +114,6 @@ def test_large_pictures_are_decoded_in_bands(parts: ModelParts) -> None:
     latents = np.random.default_rng(0).standard_normal((2, 32, 24, 4), dtype=np.float32)
     whole, bands = (Autoencoder(parts.vae, backend, 1, most) for most in (PLENTY, 0))
     assert np.array_equal(bands.decode(latents), whole.decode(latents))
-
-
-def test_memory_goes_where_it_saves_most_time() -> None:
-    def planned(channels: int, side: int) -> PlannedConv:
-        shape = conv_shape((channels, 0), channels, 3, method=ConvMethod.WINOGRAD4)
-        return PlannedConv(shape, side, side)
-
-    convs = [planned(32, 64), planned(256, 8), planned(64, 64)]
-    extra = [
-        conv.packed_bytes(ConvMethod.WINOGRAD4) - conv.packed_bytes(ConvMethod.DIRECT)
-        for conv in convs
-    ]
-    assert choose_methods(convs, 0) == [ConvMethod.DIRECT] * 3
-    assert choose_methods(convs, extra[0]) == [ConvMethod.WINOGRAD4, *[ConvMethod.DIRECT] * 2]
-    both = extra[0] + extra[2]
-    methods = choose_methods(convs, both)
-    assert methods == [ConvMethod.WINOGRAD4, ConvMethod.DIRECT, ConvMethod.WINOGRAD4]
-    slowest = sum(conv.cycles(ConvMethod.DIRECT) for conv in convs)
-    for budget in range(0, sum(extra), sum(extra) // 16):
-        methods = choose_methods(convs, budget)
-        pairs = list(zip(convs, methods, strict=True))
-        taken = sum(c.packed_bytes(m) - c.packed_bytes(ConvMethod.DIRECT) for c, m in pairs)
-        cycles = sum(c.cycles(m) for c, m in pairs)
-        assert taken <= budget
-        assert cycles <= slowest
 
 
 def test_the_reference_executor_has_no_budget() -> None:

@@ -8,30 +8,7 @@
 namespace fuserve {
 namespace {
 
-constexpr int kMostComponents = 36;
-
-// The filter transforms G of arXiv 1509.09308, whose points are 0, 1, -1 (, 2, -2) and infinity.
-constexpr double kFilter2[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
-constexpr double kFilter4[6][3] = {{1.0 / 4, 0, 0},
-                                   {-1.0 / 6, -1.0 / 6, -1.0 / 6},
-                                   {-1.0 / 6, 1.0 / 6, -1.0 / 6},
-                                   {1.0 / 24, 1.0 / 12, 1.0 / 6},
-                                   {1.0 / 24, -1.0 / 12, 1.0 / 6},
-                                   {0, 0, 1}};
-
-// components = G filter G^T
-void transform_filter(const double (*g)[3], int side, const float* filter, float* components) {
-  double left[6][3];
-  for (int i = 0; i < side; ++i)
-    for (int col = 0; col < 3; ++col)
-      left[i][col] = g[i][0] * static_cast<double>(filter[col]) +
-                     g[i][1] * static_cast<double>(filter[3 + col]) +
-                     g[i][2] * static_cast<double>(filter[6 + col]);
-  for (int i = 0; i < side; ++i)
-    for (int j = 0; j < side; ++j)
-      components[i * side + j] =
-          static_cast<float>(left[i][0] * g[j][0] + left[i][1] * g[j][1] + left[i][2] * g[j][2]);
-}
+constexpr int kMostDerived = 16;  // 2x2 taps of four phases
 
 // What phase p sums of three taps in a direction: of its two, the first is tap 0, or 0 and 1.
 constexpr int phase_tap(int phase, int tap) { return tap == 0 ? 0 : tap == 1 ? 1 - phase : 1; }
@@ -54,16 +31,13 @@ struct Packer {
       reinterpret_cast<float*>(packed)[at] = value;
   }
   int filter_values() const { return shape.size * shape.size; }
-  // Writes what becomes of one filter: for each phase its taps, or its components.
+  // Writes what becomes of one filter: the taps of each phase.
   void derive(const float* filter, float* derived) const;
   void pack_tile(int tile) const;
 };
 
 void Packer::derive(const float* filter, float* derived) const {
-  if (shape.is_winograd()) {
-    const bool four = shape.method == ConvMethod::winograd4;
-    transform_filter(four ? kFilter4 : kFilter2, four ? 6 : 4, filter, derived);
-  } else if (shape.upsample) {
+  if (shape.upsample) {
     std::array<double, 16> sums{};
     for (int phase = 0; phase < 4; ++phase)
       for (int tap = 0; tap < 9; ++tap)
@@ -78,13 +52,13 @@ void Packer::derive(const float* filter, float* derived) const {
 }
 
 void Packer::pack_tile(int tile) const {
-  const int each = shape.phases() * shape.taps() * shape.components();
+  const int each = shape.phases() * shape.taps();
   for (int index = 0; index < shape.blocks(); ++index) {
     const ChannelBlock block = shape.block(index);
     for (int c = 0; c < block.count; ++c) {
       for (int lane = 0; lane < kTileRows; ++lane) {
         const int row = tile * kTileRows + lane;
-        float filter[9] = {}, derived[kMostComponents];
+        float filter[9] = {}, derived[kMostDerived];
         const size_t at = (static_cast<size_t>(row) * static_cast<size_t>(shape.in_channels()) +
                            static_cast<size_t>(block.channel + c)) *
                           static_cast<size_t>(filter_values());
@@ -92,12 +66,8 @@ void Packer::pack_tile(int tile) const {
           filter[i] = source(at + static_cast<size_t>(i));
         derive(filter, derived);
         for (int i = 0; i < each; ++i) {
-          const size_t to =
-              shape.method == ConvMethod::direct
-                  ? shape.panel_offset(block, i / shape.taps(), tile) +
-                        static_cast<size_t>((i % shape.taps() * block.count + c) * kTileRows)
-                  : shape.component_offset(tile, i) +
-                        static_cast<size_t>((block.channel + c) * kTileRows);
+          const size_t to = shape.panel_offset(block, i / shape.taps(), tile) +
+                            static_cast<size_t>((i % shape.taps() * block.count + c) * kTileRows);
           store(to + static_cast<size_t>(lane), derived[i]);
         }
       }

@@ -1,4 +1,4 @@
-// Packing: convolution weights as a checkpoint has them into panels, transformed if asked.
+// Packing: convolution weights as a checkpoint has them into panels.
 #pragma once
 
 #include "conv/conv_types.h"

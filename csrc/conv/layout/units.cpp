@@ -6,12 +6,13 @@ namespace fuserve {
 namespace {
 
 // Rough costs in cycles, for choosing among cuts alone: sixteen multiply-adds are one.
-constexpr double kPackValue = 0.3;       // normalizing a value of the input
-constexpr double kQuantizeValue = 3.0;   // with SiLU
-constexpr double kIntegerRate = 2.3;     // multiply-adds of int8, over fp32's
-constexpr double kTransformValue = 0.6;  // a component of a value of the input
-constexpr double kWeightByte = 0.1;      // reading weights, of which prefetching hides much
-constexpr double kSpilledSum = 0.3;      // a sum that leaves the second-level cache, for each block
+constexpr double kPackValue = 0.3;        // normalizing a value of the input
+constexpr double kQuantizeValue = 3.0;    // with SiLU
+constexpr double kIntegerRate = 2.3;      // multiply-adds of int8, over fp32's
+constexpr double kTransformValue = 0.6;   // a component of a value of the input
+constexpr double kTransformWeight = 3.0;  // a component of sixteen weights, for 48 squares
+constexpr double kWeightByte = 0.1;       // reading weights, of which prefetching hides much
+constexpr double kSpilledSum = 0.3;  // a sum that leaves the second-level cache, for each block
 constexpr double kCachedSums = 64e3;
 constexpr double kMostTransformed = 1.5e6;  // transformed values, in the last-level cache
 constexpr double kMostScratch = 3e6;  // values that a unit keeps: a thread's memory, never cached
@@ -31,7 +32,9 @@ double cost(const ConvShape& shape, int width, int rows, int tiles) {
   }
   const int m = shape.tile_outputs();
   const double transformed = ceil_div(rows, m) * ceil_div(width, m) * shape.components() * channels;
-  const double total = transformed * (tiles + kTransformValue) + pack + weights;
+  const int chunks = ceil_div(ceil_div(rows, m) * ceil_div(width, m), 48);
+  const double filters = kTransformWeight * chunks * channels * shape.components() * tiles;
+  const double total = transformed * (tiles + kTransformValue) + filters + pack + weights;
   return transformed > kMostTransformed ? 2.0 * total : total;
 }
 
@@ -39,8 +42,10 @@ double cost(const ConvShape& shape, int width, int rows, int tiles) {
 double scratch(const ConvShape& shape, int width, int rows, int tiles) {
   const double pixels = double{1} * rows * width;
   const double window = pixels * shape.stride * shape.stride / shape.phases();
-  if (shape.method == ConvMethod::direct)
-    return pixels * tiles * kTileRows + window * shape.block_channels();
+  if (!shape.is_winograd()) {
+    const double kept = shape.block_channels() / (shape.is_integer() ? 4.0 : 1.0);  // in floats
+    return pixels * tiles * kTileRows + window * kept;
+  }
   const int m = shape.tile_outputs();
   return ceil_div(rows, m) * ceil_div(width, m) * shape.components() * shape.in_channels();
 }

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 
 from fuserve.diffusion.arena import program_bytes
 from fuserve.diffusion.banding import fit
-from fuserve.diffusion.conv_method import PlannedConv, choose_methods
 from fuserve.diffusion.options import DiffusionOptions
 from fuserve.diffusion.packed_weights import PackingOptions
 from fuserve.diffusion.parts import ModelParts
@@ -16,7 +15,6 @@ from fuserve.diffusion.text_encoder_program import text_encoder_program
 from fuserve.diffusion.unet_program import prompt_program, time_program, unet_program
 from fuserve.diffusion.vae_program import decoder_program
 from fuserve.errors import CapacityError
-from fuserve.kernels.conv import ConvMethod
 from fuserve.kernels.linear import Storage, WeightFormat
 
 PROCESS_BYTES = 250_000_000
@@ -56,17 +54,8 @@ class MemoryPlan:
 
     def describe(self) -> str:
         """The sum, in a line."""
-        packing, methods = self.packing, self.packing.methods.values()
-        dtype = "float16" if packing.half_conv else "float32"
-        line = f"{_sum(self.weights, self.values, dtype)} of {_gigabytes(self.budget)}"
-        if not methods:
-            return line
-        counts = [sum(one == method for one in methods) for method in ConvMethod]
-        return (
-            f"{line}; of {len(methods)} convolutions worth Winograd, "
-            f"{counts[ConvMethod.WINOGRAD4]} are F(4x4), {counts[ConvMethod.WINOGRAD2]} F(2x2), "
-            f"{counts[ConvMethod.DIRECT]} direct"
-        )
+        dtype = "float16" if self.packing.half_conv else "float32"
+        return f"{_sum(self.weights, self.values, dtype)} of {_gigabytes(self.budget)}"
 
     def check_size(self, height: int, width: int) -> None:
         """Check that pictures of a size in latents fit.
@@ -90,9 +79,8 @@ class MemoryPlan:
 def plan_memory(parts: ModelParts, options: DiffusionOptions, budget: int) -> MemoryPlan:
     """The fastest way to hold a model that fits into a budget.
 
-    float32 weights are preferred to float16 ones (where ``options.dtype`` leaves the choice), and
-    what is left goes to Winograd's weights. Nothing depends on sizes that are asked for later, so
-    that images do not.
+    float32 weights are preferred to float16 ones (where ``options.dtype`` leaves the choice).
+    Nothing depends on sizes that are asked for later, so that images do not.
 
     Raises:
         CapacityError: nothing fits; it says what would.
@@ -101,19 +89,12 @@ def plan_memory(parts: ModelParts, options: DiffusionOptions, budget: int) -> Me
     values = _values(parts, side, side, 0)
     sums = []
     for name in ("float32", "float16") if options.dtype == "auto" else (options.dtype,):
-        usual = packing_options(replace(options, dtype=name))
-        direct = replace(usual, exact_conv=True)
-        weights = _total(parts, direct)
-        sums.append(_sum(weights, values, name))
-        left = budget - PROCESS_BYTES - weights - values
-        if left < 0:
-            continue
-        packing = usual
-        if _total(parts, usual) > weights + left:
-            packing = replace(usual, methods=_methods(parts, usual, left))
+        packing = packing_options(replace(options, dtype=name))
         weights = _total(parts, packing)
+        sums.append(_sum(weights, values, name))
         room = budget - PROCESS_BYTES - weights
-        return MemoryPlan(budget, weights, _values(parts, side, side, room), packing, parts)
+        if values <= room:
+            return MemoryPlan(budget, weights, _values(parts, side, side, room), packing, parts)
     scale = 1 if parts.vae is None else parts.vae.spec.scale_factor
     raise CapacityError(
         f"{_gigabytes(budget)} of memory are too little for this model, which makes pictures of "
@@ -180,23 +161,6 @@ def weight_bytes(programs: Iterable[Program], weights: Weights, packing: Packing
                 shape = packing.storage(op).shape(rows, op.source.channels)
                 sizes[op.weight] = shape.packed_bytes
     return sum(sizes.values())
-
-
-def _methods(
-    parts: ModelParts, packing: PackingOptions, extra_bytes: int
-) -> dict[tuple[str, ...], ConvMethod]:
-    """Of all convolutions that are worth Winograd, by their weights."""
-    planned: dict[tuple[str, ...], PlannedConv] = {}
-    for weights, programs in _networks(parts):
-        for op in (op for program in programs for op in program.ops):
-            if not isinstance(op, Conv) or packing.method(op) == ConvMethod.DIRECT:
-                continue
-            if weights.quantized(op.weight[0]) is None:
-                planned[op.weight] = PlannedConv(
-                    packing.conv_shape(op), op.out.height, op.out.width
-                )
-    chosen = choose_methods(list(planned.values()), extra_bytes)
-    return dict(zip(planned, chosen, strict=True))
 
 
 def _sum(weights: int, values: int, dtype: str) -> str:

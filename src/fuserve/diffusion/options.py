@@ -25,9 +25,9 @@ class DiffusionOptions:
         executor: "reference" runs in torch.
         device: of the reference executor.
         dtype: of the weights in memory; arithmetic is float32. "auto" is float32.
-        memory_bytes: what the model may take, with its process: chooses among Winograd and direct
-            convolutions, float32 and (with dtype "auto") float16 weights, and decoding in bands,
-            for pictures of the model's own size. None: the fastest, whatever it takes.
+        memory_bytes: what the model may take, with its process: chooses between float32 and (with
+            dtype "auto") float16 weights, and decoding whole and in bands, for pictures of the
+            model's own size. None: the fastest, whatever it takes.
         exact_conv: convolve directly, without Winograd's transforms.
         vae: a folder or hub id with another autoencoder, such as "madebyollin/taesd".
         tokenizer: a folder or hub id with CLIP's tokenizer, for single-file checkpoints; None takes

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -59,13 +59,11 @@ class PackingOptions:
         linear: the format of linear layers.
         half_conv: keep convolutions as float16.
         exact_conv: compute every convolution directly, without Winograd's transforms.
-        methods: of convolutions by their weights, where it is not the ``usual_method``.
     """
 
     linear: Storage = FLOAT32
     half_conv: bool = False
     exact_conv: bool = False
-    methods: Mapping[tuple[str, ...], ConvMethod] = field(default_factory=dict)
 
     def storage(self, op: ops.Linear) -> Storage:
         """The format of a linear's weights."""
@@ -73,11 +71,7 @@ class PackingOptions:
 
     def method(self, op: ops.Conv) -> ConvMethod:
         """How a convolution is computed."""
-        if self.exact_conv:
-            return ConvMethod.DIRECT
-        if op.weight in self.methods:
-            return self.methods[op.weight]
-        return usual_method(op, half=self.half_conv)
+        return ConvMethod.DIRECT if self.exact_conv else usual_method(op)
 
     def conv_shape(self, op: ops.Conv, *, is_integer: bool = False) -> ConvShape:
         """A convolution as it is packed; ``is_integer`` where its weights are."""

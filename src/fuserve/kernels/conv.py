@@ -20,8 +20,8 @@ class ConvMethod(IntEnum):
     """How a convolution is computed; the numbers are those of ``csrc/conv/conv_types.h``.
 
     ``WINOGRAD2`` and ``WINOGRAD4`` are F(2x2, 3x3) and F(4x4, 3x3) of arXiv 1509.09308: 2.25 and 4
-    times fewer multiplications, errors of about 1e-6 and 1e-5 of the output's rms, and packed
-    weights 1.8 and 4 times as large. ``INTEGER`` is ``DIRECT`` with int8 weights and inputs.
+    times fewer multiplications, errors of about 1e-6 and 1e-5 of the output's rms, from the packed
+    weights that ``DIRECT`` has. ``INTEGER`` is ``DIRECT`` with int8 weights and inputs.
     """
 
     DIRECT = 0
@@ -124,8 +124,7 @@ def conv_shape(
         padding: top, left, bottom, right; None keeps an image's size at stride 1.
         upsample: enlarge the input twice first, to nearest (size 3, stride 1, padding 1).
         method: how it is computed; Winograd needs size 3 and stride 1, without ``upsample``.
-        half: keep packed weights as float16; not for ``WINOGRAD4``, which would make errors of
-            some 2e-2 of the output's rms of their rounding.
+        half: keep packed weights as float16.
 
     Raises:
         ValueError: the arguments do not go together.
@@ -143,7 +142,7 @@ def pack_conv(
     *,
     bfloat: bool = False,
 ) -> None:
-    """Pack weights as checkpoints have them, transformed as the method wants.
+    """Pack weights as checkpoints have them.
 
     Args:
         shape: the target layout.
