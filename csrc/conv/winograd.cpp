@@ -9,13 +9,11 @@
 namespace fuserve::FUSERVE_ISA {
 namespace {
 
-// Squares of outputs whose component products are formed together, and output tiles: their sums
-// stay in the second-level cache, beside one component of the squares' inputs.
-constexpr int kChunkGroups = 48 / kPixels;
-constexpr int kChunk = kChunkGroups * kPixels;
-constexpr int kTileSet = 2;
+// Squares of outputs, at most, whose component products are formed together: their sums stay in the
+// second-level cache, beside the transformed filters and the squares' inputs of a block.
+constexpr int kChunkGroups = 72 / kPixels;
 // Planes of components lie an odd number of cache lines apart, or they would share cache sets.
-constexpr std::ptrdiff_t kSumPlane = (kChunk + 1) * kTileRows;
+constexpr std::ptrdiff_t kSumPlane = (kChunkGroups * kPixels + 1) * kTileRows;
 
 // A square of Outputs x Outputs pixels is one row of each of the component products. Squares are
 // numbered row by row. Filters are transformed a block of channels at a time, where they are used:
@@ -38,8 +36,13 @@ struct WinogradUnit {
   int square_cols() const { return ceil_div(w.out_width(input.width), Outputs); }
   int square_rows() const { return ceil_div(unit.last_row - unit.first_row, Outputs); }
   int squares() const { return square_rows() * square_cols(); }
+  // Squares of a chunk; all chunks of a unit are about as large.
+  int chunk() const {
+    const int groups = ceil_div(squares(), kPixels);
+    return ceil_div(groups, ceil_div(groups, kChunkGroups)) * kPixels;
+  }
   int groups(int first_square) const {
-    return std::min(kChunkGroups, ceil_div(squares() - first_square, kPixels));
+    return ceil_div(std::min(chunk(), squares() - first_square), kPixels);
   }
   // The transformed input: [block][component][square][channel of the block], as it is read, and to
   // the next component.
@@ -64,10 +67,10 @@ void WinogradUnit<Outputs>::run(Scratch& scratch) const {
   const Window seen{unit.first_row - w.top, -w.left, square_rows() * Outputs + 2,
                     square_cols() * Outputs + 2};
   const auto transformed_values = static_cast<size_t>(w.blocks() * kComponents * plane());
-  const size_t sums_values = static_cast<size_t>(kTileSet * kComponents * kSumPlane);
+  const size_t sums_values = static_cast<size_t>(kTilesAtOnce * kComponents * kSumPlane);
   const auto window_values = static_cast<size_t>(
       round_up(static_cast<int>(seen.pixels()) * w.block_channels(), kTileRows));
-  constexpr size_t kFilters = static_cast<size_t>(kTileSet * kFilterTile);
+  constexpr size_t kFilters = static_cast<size_t>(kTilesAtOnce * kFilterTile);
   auto* transformed =
       scratch.get<float>(transformed_values + sums_values + std::max(window_values, kFilters));
   float* sums = transformed + transformed_values;
@@ -78,9 +81,9 @@ void WinogradUnit<Outputs>::run(Scratch& scratch) const {
     pack_window(w, input, block, seen, window);
     transform(block, seen, window, transformed + index * kComponents * plane());
   }
-  for (int tile = unit.first_tile; tile < unit.last_tile; tile += kTileSet) {
-    const int end = std::min(tile + kTileSet, unit.last_tile);
-    for (int square = 0; square < squares(); square += kChunk) {
+  for (int tile = unit.first_tile; tile < unit.last_tile; tile += kTilesAtOnce) {
+    const int end = std::min(tile + kTilesAtOnce, unit.last_tile);
+    for (int square = 0; square < squares(); square += chunk()) {
       for (int index = 0; index < w.blocks(); ++index) {
         const ChannelBlock block = w.block(index);
         for (int t = tile; t < end; ++t) {
@@ -106,7 +109,7 @@ template <int Outputs>
 Fetch WinogradUnit<Outputs>::next_filters(int index, int tile, int end, int square) const {
   const bool last = index + 1 == w.blocks();
   const ChannelBlock next = w.block(last ? 0 : index + 1);
-  const size_t at = w.panel_offset(next, 0, last && square + kChunk >= squares() ? end : tile);
+  const size_t at = w.panel_offset(next, 0, last && square + chunk() >= squares() ? end : tile);
   const int value_bytes = w.half ? 2 : 4;
   const int lines = (end - tile) * w.taps() * next.count * kTileRows * value_bytes / 64;
   return {w.data + at * static_cast<size_t>(value_bytes),
@@ -152,7 +155,7 @@ void WinogradUnit<Outputs>::transform_filters(const ChannelBlock& block, int til
   }
 }
 
-// What a block of channels adds to a component of up to kChunk squares for R output tiles.
+// What a block of channels adds to a component of a chunk of squares for R output tiles.
 template <int Outputs>
 template <int R>
 void WinogradUnit<Outputs>::products(const ChannelBlock& block, int component, int first_square,
@@ -175,7 +178,7 @@ template <int Outputs>
 void WinogradUnit<Outputs>::finish(int tile, int first_square, const float* sums) const {
   const Finisher finisher(w, epilogue, tile, out);
   const int width = w.out_width(input.width);
-  const int last = std::min(first_square + kChunk, squares());
+  const int last = std::min(first_square + chunk(), squares());
   for (int square = first_square; square < last; ++square, sums += kTileRows) {
     F32x16 m[kComponents];
     for (int i = 0; i < kComponents; ++i) m[i] = load16(sums + i * kSumPlane);

@@ -22,23 +22,16 @@ void float_kernel(const W* panel, std::ptrdiff_t panel_stride, int cols, const f
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t)
       acc[r][t] = first ? zero() : load16(out + t * out_stride + r * kTileRows);
-  for (int begin = 0; begin < cols; begin += kTileRows) {
-    // The next rows, a line of each at a time: they come from the second-level cache.
+  for (int k = 0; k < cols; ++k) {
+    F32x16 weights[R];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+      weights[r] = load16(panel + r * panel_stride + static_cast<std::ptrdiff_t>(k) * kTileRows);
 #pragma GCC unroll 16
-    for (int t = 0; t < T; ++t) __builtin_prefetch(x + (t + T) * x_stride + begin, 0, 3);
-    const int end = std::min(begin + kTileRows, cols);
+    for (int t = 0; t < T; ++t) {
+      const F32x16 value = set1(x[t * x_stride + k]);
 #pragma GCC unroll 4
-    for (int k = begin; k < end; ++k) {
-      F32x16 weights[R];
-#pragma GCC unroll 4
-      for (int r = 0; r < R; ++r)
-        weights[r] = load16(panel + r * panel_stride + static_cast<std::ptrdiff_t>(k) * kTileRows);
-#pragma GCC unroll 16
-      for (int t = 0; t < T; ++t) {
-        const F32x16 value = set1(x[t * x_stride + k]);
-#pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) acc[r][t] = fma(weights[r], value, acc[r][t]);
-      }
+      for (int r = 0; r < R; ++r) acc[r][t] = fma(weights[r], value, acc[r][t]);
     }
   }
 #pragma GCC unroll 4

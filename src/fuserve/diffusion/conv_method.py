@@ -19,7 +19,7 @@ TRANSFORMED_CYCLES = 0.6
 """Of one component of a value of the input or output, on its way to or from the products."""
 FILTER_CYCLES = 3.0
 """Of one component of sixteen filters, for as many squares as are multiplied together."""
-CHUNK_SQUARES = 48
+CHUNK_SQUARES = 72
 KERNEL_ROWS = 6
 """Squares that go through the kernel at once."""
 
