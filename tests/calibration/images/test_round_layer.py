@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 from fuserve.architectures.fields import Fields
+from fuserve.calibration.images import ImageCalibrationOptions
 from fuserve.calibration.images.layers import IMAGE_RECIPES, ChosenLayer, chosen_layers
 from fuserve.calibration.images.round_layer import round_layer
+from fuserve.calibration.options import CalibrationOptions
 from fuserve.checkpoints.quantized.compressed_tensors import write_compressed
 from fuserve.diffusion.program import Array, Conv, Linear, Value
 from fuserve.diffusion.unet_spec import unet_spec
 from fuserve.diffusion.weights import ArrayWeights
-from fuserve.errors import InvalidRequestError
+from fuserve.errors import CheckpointError, InvalidRequestError
 from fuserve.quantization import LayerChoice, QuantizedLinear, QuantScheme
-from fuserve.quantization.smoothquant import round_inputs
+from fuserve.quantization.smoothquant import Smoothing, round_inputs
 from fuserve.quantization.statistics import InputObserver, InputStatistics
 from tests.diffusion.oracles import UNET
 
@@ -127,6 +129,25 @@ def test_codes_of_four_bits_are_as_wide_on_both_sides() -> None:
     codes = round_layer(layer, weights, statistics(inputs), 0.5)["a.weight"].codes
     assert (codes.codes.min(), codes.codes.max()) == (1, 15)
     assert codes.scales.shape == (40, 2)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("scheme", [STATIC, INT4])
+def test_inputs_that_are_not_finite_are_refused(scheme: QuantScheme, value: float) -> None:
+    inputs = np.ones((300, 64), np.float32)
+    inputs[17, 5] = value
+    weights = ArrayWeights({"a.weight": np.ones((40, 64), np.float32)})
+    layer = ChosenLayer(linear(64, 40, "a.weight"), scheme)
+    with pytest.raises(CheckpointError, match=r"'layer'.*not finite: the float model fails too"):
+        round_layer(layer, weights, statistics(inputs), 0.5)
+
+
+@pytest.mark.parametrize("alpha", [np.nan, -0.1, 7.0])
+def test_an_alpha_that_is_none_is_refused(alpha: float) -> None:
+    with pytest.raises(InvalidRequestError, match="alpha"):
+        ImageCalibrationOptions(alpha=alpha)
+    with pytest.raises(InvalidRequestError, match="alpha"):
+        CalibrationOptions(smoothing=Smoothing(alpha))
 
 
 def test_what_is_sensitive_or_gains_nothing_stays_in_float() -> None:
