@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -181,5 +183,9 @@ def test_patterns_choose_layers_but_not_a_part_of_one_product() -> None:
         names("*.attn1.to_k=keep")
     with pytest.raises(InvalidRequestError, match="no layer is left"):
         names("*=keep")
+    first = next(iter(all_names))
+    for pattern in ("mid_blok.*", "conv_in", "time_embedding.linear_1"):
+        with pytest.raises(InvalidRequestError, match=f"'{re.escape(pattern)}'.*'{first}'"):
+            names("mid_block.*=keep", f"{pattern}=keep")
     with pytest.raises(InvalidRequestError, match="'gptq'; choose one of w8a8"):
         names("mid_block.*=gptq")

@@ -42,15 +42,19 @@ def chosen_layers(spec: UNetSpec, choice: LayerChoice) -> list[ChosenLayer]:
     stay in float.
 
     Raises:
-        InvalidRequestError: nothing is left, or matrices that read the same input, and are
-            multiplied with it at once, are to have different schemes.
+        InvalidRequestError: nothing is left, a pattern matches no such layer, or matrices that
+            read the same input, and are multiplied with it at once, are to have different schemes.
     """
     side = spec.size_multiple
+    ops = [
+        op
+        for op in unet_program(spec, 1, 1, side, side, tokens=1).ops
+        if isinstance(op, Conv | Linear) and op.name not in ENDS and not _is_small_shortcut(op)
+    ]
+    choice.check_patterns([name for op in ops for name in _module_names(op)])
     layers = []
-    for op in unet_program(spec, 1, 1, side, side, tokens=1).ops:
-        if not isinstance(op, Conv | Linear) or op.name in ENDS or _is_small_shortcut(op):
-            continue
-        recipe, *others = [choice.recipe_of(name.removesuffix(".weight")) for name in op.weight]
+    for op in ops:
+        recipe, *others = map(choice.recipe_of, _module_names(op))
         if any(other != recipe for other in others):
             raise InvalidRequestError(
                 f"{', '.join(op.weight)} are one matrix product and need the same scheme"
@@ -60,6 +64,10 @@ def chosen_layers(spec: UNetSpec, choice: LayerChoice) -> list[ChosenLayer]:
     if not layers:
         raise InvalidRequestError("no layer is left to quantize")
     return layers
+
+
+def _module_names(op: Conv | Linear) -> list[str]:
+    return [name.removesuffix(".weight") for name in op.weight]
 
 
 def _is_small_shortcut(op: Conv | Linear) -> bool:
