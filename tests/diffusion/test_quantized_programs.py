@@ -107,6 +107,7 @@ SCHEMES: dict[str, Scheme] = {
     "w8a8 groups": (8, 32, None),
     "w4a8": (4, 32, None),
     "w4a8 groups of 64": (4, 64, None),
+    "w4a8 channel": (4, 0, None),
 }
 
 

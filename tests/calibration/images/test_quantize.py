@@ -51,8 +51,10 @@ def folders(original: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     return {scheme: parent / scheme for scheme in IMAGE_RECIPES}
 
 
-def quantized(source: Path, output: Path, scheme: str, **changes: Any) -> ImageQuantizationReport:
-    choice = LayerChoice(recipe_named(scheme, recipes=IMAGE_RECIPES), ())
+def quantized(
+    source: Path, output: Path, scheme: str, group_size: int | None = None, **changes: Any
+) -> ImageQuantizationReport:
+    choice = LayerChoice(recipe_named(scheme, group_size, recipes=IMAGE_RECIPES), ())
     return quantize_image_model(source, output, choice, OPTIONS, **changes)
 
 
@@ -136,6 +138,18 @@ def test_tensors_are_what_their_config_says(original: Path, folders: dict[str, P
         )
         assert weights.quantized("conv_in.weight") is None
         np.testing.assert_array_equal(weights.float32("conv_in.weight"), before["conv_in.weight"])
+
+
+def test_four_bits_may_have_a_scale_for_each_output(original: Path, tmp_path: Path) -> None:
+    quantized(original, tmp_path / "out", "w4a8", group_size=0)
+    one = read_diffusers_folder(tmp_path / "out").unet.weights.quantized(f"{LAYER}.ff.net.2.weight")
+    assert one is not None
+    assert (one.bits, one.group_size, one.scales.shape) == (4, 0, (len(one.values), 1))
+    exact = prediction(DiffusionModel.load(original, NATIVE))
+    by_formula = prediction(simulated(tmp_path / "out"))
+    loaded = prediction(DiffusionModel.load(tmp_path / "out", NATIVE))
+    assert distance(by_formula, exact) < 0.3
+    assert distance(loaded, by_formula) < 0.05  # values beside ties are rounded to either side
 
 
 def test_the_folder_is_smaller_complete_and_repeatable(original: Path, tmp_path: Path) -> None:

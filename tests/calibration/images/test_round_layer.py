@@ -176,6 +176,8 @@ def test_patterns_choose_layers_but_not_a_part_of_one_product() -> None:
         return {layer.op.name: layer.scheme for layer in chosen_layers(spec, choice)}
 
     all_names = names()
+    per_channel = names("*.ff.net.2=w4a8:0")
+    assert per_channel["mid_block.attentions.0.transformer_blocks.0.ff.net.2"] == QuantScheme(4)
     kept = names("mid_block.*=keep", "*.ff.net.2=w4a8:32")
     assert {name for name in all_names if not name.startswith("mid_block.")} == set(kept)
     assert kept["up_blocks.1.attentions.0.transformer_blocks.0.ff.net.2"] == QuantScheme(4, 32)

@@ -82,13 +82,12 @@ def _scheme_of(op: Conv | Linear, recipe: Recipe) -> QuantScheme:
     scheme = recipe.scheme
     if scheme.weight_bits == 8:
         return scheme
-    fitting = [
-        size
-        for size in GROUP_SIZES
-        if size <= (scheme.group_size or max(GROUP_SIZES)) and in_channels(op) % size == 0
-    ]
-    # A row of another width has no whole blocks.
-    return replace(scheme, group_size=fitting[-1]) if fitting else RECIPES["smoothquant"].scheme
+    fitting = [size for size in GROUP_SIZES if in_channels(op) % size == 0]
+    if not fitting:  # a row of another width has no whole blocks
+        return RECIPES["smoothquant"].scheme
+    if scheme.group_size == 0:  # a scale for each output channel
+        return scheme
+    return replace(scheme, group_size=max(size for size in fitting if size <= scheme.group_size))
 
 
 def in_channels(op: Conv | Linear) -> int:
