@@ -130,7 +130,6 @@ def test_tensors_are_what_their_config_says(original: Path, folders: dict[str, P
             assert one.values.dtype == np.int8
             off = one.float32() - before[name]
             assert np.abs(off).max() < (0.3 if one.bits == 4 else 0.02) * np.abs(before[name]).max()
-            np.testing.assert_array_equal(weights.float32(name), one.float32())
         wide = weights.quantized("mid_block.attentions.0.transformer_blocks.0.ff.net.2.weight")
         assert wide is not None
         assert (wide.group_size, wide.scales.shape) == (
