@@ -291,10 +291,11 @@ def test_matrices_of_one_product_must_be_quantized_alike() -> None:
         {"multiplier": None},
         {"multiplier": np.ones(72, np.float32)},
     ):
-        weights = weights_for(program, quantize)
-        weights.replace("k.weight", **changed)
-        with pytest.raises(CheckpointError, match=r"k\.weight"):
-            run_natively(program, weights, {})
+        for name in ("q.weight", "k.weight"):
+            weights = weights_for(program, quantize)
+            weights.replace(name, **changed)
+            with pytest.raises(CheckpointError, match=f"tensor '{name}'"):
+                run_natively(program, weights, {})
     mixed = weights_for(program, lambda name, w: None if "v" in name else quantize(name, w))
     with pytest.raises(CheckpointError, match=r"'v\.weight'.* not quantized"):
         run_natively(program, mixed, {})

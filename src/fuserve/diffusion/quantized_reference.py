@@ -11,9 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fuserve.diffusion.quantized_weight import QuantizedWeight
-
-BLOCK = 32
-"""Input channels that share a scale where tokens are quantized in blocks."""
+from fuserve.quantization.smoothquant import BLOCK
 
 
 def quantized_linear(weight: QuantizedWeight, x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fuserve.diffusion.program import Conv, Linear
+from fuserve.diffusion.program import Conv, Linear, sources_of
 from fuserve.diffusion.unet_program import unet_program
 from fuserve.diffusion.unet_spec import UNetSpec
 from fuserve.errors import InvalidRequestError
@@ -92,5 +92,4 @@ def _scheme_of(op: Conv | Linear, recipe: Recipe) -> QuantScheme:
 
 def in_channels(op: Conv | Linear) -> int:
     """Channels of all its sources."""
-    sources = op.sources if isinstance(op, Conv) else (op.source,)
-    return sum(source.channels for source in sources)
+    return sum(source.channels for source in sources_of(op))
