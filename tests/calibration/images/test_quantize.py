@@ -177,6 +177,23 @@ def test_the_folder_is_smaller_complete_and_repeatable(original: Path, tmp_path:
     assert {tensor.dtype for tensor in vae.values()} == {np.dtype(np.float16)}
 
 
+def test_sizes_are_of_what_is_read(original: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(original, model)
+    for name in ("whole.safetensors", "unet/diffusion_pytorch_model.non_ema.safetensors"):
+        shutil.copyfile(original / WEIGHTS, model / name)
+    report = quantized(model, tmp_path / "out", "w8a8")
+    parts = ("unet", "vae", "text_encoder")
+    for folder, index in ((original, 0), (tmp_path / "out", 1)):
+        sizes = {
+            part: sum(tensor.nbytes for tensor in load_file(file).values())
+            for part in parts
+            for file in (folder / part).glob("*.safetensors")
+        }
+        assert report.unet_bytes[index] == sizes["unet"]
+        assert report.num_bytes[index] == sum(sizes.values())
+
+
 def test_it_paints_nearly_the_same_picture(original: Path, folders: dict[str, Path]) -> None:
     params = ImageParams(steps=3, seed=5, width=32, height=32, guidance_scale=2.0)
     pictures = []
