@@ -194,6 +194,19 @@ def test_sizes_are_of_what_is_read(original: Path, tmp_path: Path) -> None:
         assert report.num_bytes[index] == sum(sizes.values())
 
 
+@pytest.mark.parametrize("name", ["unet/", "../elsewhere", "vae/../../elsewhere", "/tmp", "..", ""])
+def test_parts_outside_the_folder_are_refused(original: Path, tmp_path: Path, name: str) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(original, model)
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps(index | {name: ["diffusers", "X"]}))
+    with pytest.raises(
+        CheckpointError, match=r"model_index\.json: names the part '.*', which is not"
+    ):
+        quantized(model, tmp_path / "out", "w8a8")
+    assert not (tmp_path / "out").exists()
+
+
 def test_it_paints_nearly_the_same_picture(original: Path, folders: dict[str, Path]) -> None:
     params = ImageParams(steps=3, seed=5, width=32, height=32, guidance_scale=2.0)
     pictures = []
