@@ -241,6 +241,14 @@ def test_a_gguf_becomes_a_folder_with_config_and_tokenizer(tmp_path: Path) -> No
     assert not weights.spec.layers[0].rope.interleaved
 
 
+def test_a_pattern_of_no_layer_is_refused(llama: Path, text: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        InvalidRequestError, match=r"'layers\.9\.\*' matches no layer.*'layers\.0\."
+    ):
+        quantized(llama, tmp_path / "out", text, "int8", "layers.9.*=keep")
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_is_quantized_already_is_refused(llama: Path, text: Path, tmp_path: Path) -> None:
     quantized(llama, tmp_path / "once", text, "int8")
     with pytest.raises(InvalidRequestError, match="quantized already"):

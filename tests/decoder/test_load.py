@@ -149,6 +149,7 @@ def test_a_missing_or_broken_config_is_refused(tmp_path: Path) -> None:
     [
         ({"max_model_len": 4096}, "beyond the 512 positions"),
         ({"group_size": 64}, "need quantization"),
+        ({"quantize_layers": ("layers.9.*=int8",)}, r"'layers\.9\.\*' matches no layer"),
         ({"quantization": "int4", "group_size": 16}, "group_size 16 is not supported"),
     ],
 )

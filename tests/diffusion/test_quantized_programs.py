@@ -26,12 +26,12 @@ from fuserve.errors import CheckpointError, UnsupportedModelError
 from tests.diffusion.oracles import UNETS, randomized, run, weights_of
 from tests.diffusion.rounded_weights import RoundedWeights, rounded
 
-STEP = 2.0**-5
-"""A fixed scale by which division is exact, so that both executors round the same numbers."""
+STEP = 0.031
+"""A fixed scale of inputs, no power of two."""
 
 
-def powers_of_two(count: int) -> Array:
-    return np.exp2(np.arange(count) % 3 - 1).astype(np.float32)
+def multipliers(count: int) -> Array:
+    return np.geomspace(0.4, 2.5, count, dtype=np.float32)
 
 
 def weights_for(
@@ -55,12 +55,19 @@ def run_natively(
     return NativeProgram(program, PackedWeights(weights, pool), NativeWorkspace(pool)).run(inputs)
 
 
-def assert_equals_reference(program: Program, weights: ArrayWeights, tolerance: float) -> None:
-    generator = np.random.default_rng(1)
-    inputs = {
-        name: generator.standard_normal(value.shape, np.float32)
-        for name, value in program.inputs.items()
-    }
+def assert_equals_reference(
+    program: Program,
+    weights: ArrayWeights,
+    tolerance: float,
+    inputs: dict[str, Array] | None = None,
+) -> None:
+    """Of these inputs, or random ones."""
+    if inputs is None:
+        generator = np.random.default_rng(1)
+        inputs = {
+            name: generator.standard_normal(value.shape, np.float32)
+            for name, value in program.inputs.items()
+        }
     ours, wanted = run_natively(program, weights, inputs), run(program, weights, inputs)
     for name in wanted:
         difference = np.abs(ours[name] - wanted[name]).max()
@@ -93,7 +100,7 @@ def test_a_convolution(form: str, smooth: bool) -> None:
     def quantize(name: str, weight: Array) -> QuantizedWeight | None:
         if not name.endswith("weight"):
             return None
-        multiplier = powers_of_two(weight.shape[1]) if smooth else None
+        multiplier = multipliers(weight.shape[1]) if smooth else None
         return rounded(weight, input_scale=STEP, multiplier=multiplier)
 
     program = conv_program(form)
@@ -107,6 +114,7 @@ SCHEMES: dict[str, Scheme] = {
     "w8a8 groups": (8, 32, None),
     "w4a8": (4, 32, None),
     "w4a8 groups of 64": (4, 64, None),
+    "w4a8 channel": (4, 0, None),
 }
 
 
@@ -132,11 +140,32 @@ def test_a_linear(form: str, scheme: str, smooth: bool) -> None:
     def quantize(name: str, weight: Array) -> QuantizedWeight | None:
         if not name.endswith("weight") or weight.ndim < 2:
             return None
-        multiplier = powers_of_two(weight.shape[1]) if smooth else None
+        multiplier = multipliers(weight.shape[1]) if smooth else None
         return rounded(weight, *SCHEMES[scheme], multiplier)
 
     program = linear_program(form)
     assert_equals_reference(program, weights_for(program, quantize), 1e-5)
+
+
+@pytest.mark.parametrize("scheme", [*SCHEMES, "convolution"])
+def test_values_between_two_steps_are_rounded_to_the_same_one(scheme: str) -> None:
+    build = ProgramBuilder()
+    x = build.input("x", 1, 1, 50, 64)
+    out = build.conv("l", x, 8, size=1) if scheme == "convolution" else build.linear("l", x, 8)
+    build.output("out", out)
+    program = build.finish()
+    steps = np.random.default_rng(2).integers(-127, 127, (1, 1, 50, 64)) + np.float32(0.5)
+    steps[..., ::32] = 127  # what a scale of its own is taken of
+    sizes = np.linspace(STEP, 1, 50, dtype=np.float32)[:, None]
+    is_fixed = scheme in ("convolution", "w8a8 fixed")
+    inputs = (steps * (np.float32(STEP) if is_fixed else sizes)).astype(np.float32)
+
+    def quantize(name: str, weight: Array) -> QuantizedWeight | None:
+        if weight.ndim < 2:
+            return None
+        return rounded(weight, *SCHEMES.get(scheme, (8, 0, STEP)))
+
+    assert_equals_reference(program, weights_for(program, quantize), 1e-6, {"x": inputs})
 
 
 def test_a_norm_before_the_rounding() -> None:
@@ -252,7 +281,7 @@ def test_matrices_of_one_product_must_be_quantized_alike() -> None:
     program = linear_program("stack")
 
     def quantize(name: str, weight: Array) -> QuantizedWeight | None:
-        return rounded(weight, input_scale=STEP, multiplier=powers_of_two(72))
+        return rounded(weight, input_scale=STEP, multiplier=multipliers(72))
 
     for changed in (
         {"bits": 4},
@@ -262,10 +291,11 @@ def test_matrices_of_one_product_must_be_quantized_alike() -> None:
         {"multiplier": None},
         {"multiplier": np.ones(72, np.float32)},
     ):
-        weights = weights_for(program, quantize)
-        weights.replace("k.weight", **changed)
-        with pytest.raises(CheckpointError, match=r"k\.weight"):
-            run_natively(program, weights, {})
+        for name in ("q.weight", "k.weight"):
+            weights = weights_for(program, quantize)
+            weights.replace(name, **changed)
+            with pytest.raises(CheckpointError, match=f"tensor '{name}'"):
+                run_natively(program, weights, {})
     mixed = weights_for(program, lambda name, w: None if "v" in name else quantize(name, w))
     with pytest.raises(CheckpointError, match=r"'v\.weight'.* not quantized"):
         run_natively(program, mixed, {})

@@ -144,6 +144,22 @@ def test_integer_convolutions_are_exact(isa: str, case: Case) -> None:
     np.testing.assert_array_equal(got, given.want)
 
 
+def test_the_longest_sums_do_not_overflow(isa: str) -> None:
+    """2**16 products of 127 and 127, and of -127 and 127, are within 32 bits."""
+    channels = 1 << 16
+    shape = conv_shape((channels, 0), 2, 1, padding=NONE, method=ConvMethod.INTEGER)
+    codes = np.full((2, channels, 1, 1), 127, np.int8)
+    codes[1] = -127
+    packed = np.zeros(shape.packed_bytes, np.uint8)
+    pack_conv_codes(shape, codes, packed, ThreadPool(2))
+    weights = packed_conv(shape, packed, None, ConvQuantization(np.ones(2, np.float32), 1.0))
+    for value in (127, -127):
+        image = np.full((1, 1, 3, channels), value, np.float32)
+        got = convolve(weights, ConvInput(image), ThreadPool(2))
+        want = 127 * value * channels
+        np.testing.assert_array_equal(got, np.tile(np.float32([want, -want]), (1, 1, 3, 1)))
+
+
 def test_a_fused_silu_is_the_plain_one_but_for_ties(isa: str) -> None:
     given = problem(Case((70, 40), 24, 9, 10, 2, norm=True, silu=True, multiplier=True))
     got = convolve(given.pack(), given.given, ThreadPool(2), given.epilogue)

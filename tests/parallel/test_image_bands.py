@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from fuserve.diffusion.packed_weights import PackingOptions
-from fuserve.diffusion.program import ChannelSums, Conv, Move, Program, Slice
+from fuserve.diffusion.program import Array, ChannelSums, Conv, Move, Program, Slice
 from fuserve.diffusion.program_builder import ProgramBuilder, group_norm
+from fuserve.diffusion.quantized_weight import QuantizedWeight
 from fuserve.diffusion.rank_bands import Bands, band_program
 from fuserve.errors import FuserveError, InvalidRequestError
 from fuserve.kernels.exchange import segment_bytes
 from fuserve.parallel.local_communicator import EXCHANGE_FLOATS, LocalCommunicator
 from tests.diffusion.oracles import run
+from tests.diffusion.rounded_weights import RoundedWeights, rounded
 from tests.parallel.image_ranks import (
     aligned_zeros,
     communicators,
@@ -60,6 +62,25 @@ def test_every_operation_of_every_height_has_the_same_bits_over_ranks(
         for name, output in outputs.items():
             assert np.array_equal(output, alone[name])
             np.testing.assert_allclose(output, expected[name], atol=1e-4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 6), (7, 5), (13, 70)])
+@pytest.mark.parametrize("size", [2, 3])
+def test_layers_of_integers_have_the_same_bits_over_ranks(
+    size: int, height: int, width: int
+) -> None:
+    def quantize(_: str, weight: Array) -> QuantizedWeight | None:
+        if weight.ndim < 2:
+            return None
+        return rounded(weight, input_scale=0.031 if weight.ndim == 4 else None)
+
+    program = hourglass(height, width)
+    weights, inputs = RoundedWeights(random_weights(program), quantize), drawn(program)
+    alone = run_alone(program, weights, inputs)
+    for outputs in run_over_ranks(size, program, weights, inputs):
+        for name, output in outputs.items():
+            assert np.isfinite(output).all()
+            assert np.array_equal(output, alone[name])
 
 
 @pytest.mark.parametrize(

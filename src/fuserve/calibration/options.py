@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from fuserve.errors import InvalidRequestError
 from fuserve.quantization.gptq import DAMPING
-from fuserve.quantization.smoothquant import Smoothing
+from fuserve.quantization.smoothquant import Smoothing, check_alpha
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,6 @@ class CalibrationOptions:
             )
         if not self.damping > 0:
             raise InvalidRequestError(f"damping is {self.damping}; it must be positive")
-        alpha = self.smoothing.alpha
-        if alpha is not None and not 0 <= alpha <= 1:
-            raise InvalidRequestError(f"alpha is {alpha}; it must lie between 0 and 1")
+        check_alpha(self.smoothing.alpha)
         if self.smoothing.pieces < 1:
             raise InvalidRequestError(f"pieces is {self.smoothing.pieces}; at least 1 is needed")

@@ -92,6 +92,8 @@ class _Quantization:
             for name, shape in tensor_shapes(source.spec).items()
             if len(shape) == 2 and name not in ("embedding", "position_embedding")
         }
+        # A tied head is none of its own, but may be named: it stays with the embedding.
+        choice.check_patterns((*self._recipes, "head", "embedding"))
         chosen = [recipe for recipe in self._recipes.values() if recipe is not None]
         if not chosen or choice.recipe_of("embedding") is not None:
             raise InvalidRequestError(

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 from fuserve.checkpoints.json_file import read_json_object, read_json_object_if_there
 from fuserve.checkpoints.layout import TensorLayout, missing_tensor
 from fuserve.checkpoints.mapped_file import MappedFile
+from fuserve.checkpoints.plain_name import is_plain_name
 from fuserve.checkpoints.safetensors_header import read_safetensors_header
 from fuserve.checkpoints.tensor import Tensor
 from fuserve.errors import CheckpointError
@@ -197,7 +198,7 @@ def _read_index(index: Path) -> dict[str, str]:
             remedy="Fetch the index again.",
         )
     for name, shard in weight_map.items():
-        if not _is_plain_name(shard):
+        if not (is_plain_name(shard) and shard.endswith(".safetensors")):
             raise CheckpointError(
                 f"is said to lie in {str(shard)[:80]!r}, which is not a *.safetensors file of "
                 "this folder.",
@@ -206,14 +207,6 @@ def _read_index(index: Path) -> dict[str, str]:
                 remedy="Do not use this checkpoint unless you trust where it came from.",
             )
     return weight_map
-
-
-def _is_plain_name(shard: Any) -> bool:
-    return (
-        isinstance(shard, str)
-        and shard.endswith(".safetensors")
-        and not any(separator in shard for separator in ("/", "\\", ":", "\0"))
-    )
 
 
 def _open_shards(folder: Path, index: Path) -> dict[str, tuple[MappedFile, TensorLayout]]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from fuserve.architectures import tensor_shapes
 from fuserve.decoder.model_part import PART_MARK, ModelPart, PartTensor, Span
 from fuserve.decoder.options import ExecutorOptions
 from fuserve.decoder.weights import DecoderWeights
@@ -92,11 +93,14 @@ def plan_storage(
         part: what is held of the model; None is all of it.
 
     Raises:
-        InvalidRequestError: the options contradict each other.
+        InvalidRequestError: the options contradict each other, or name a layer that there is not.
     """
     part = part or ModelPart(weights.spec, rank_invariant=options.rank_invariant)
     head_dim = weights.spec.attention.head_dim
     choice = _choice(options)
+    shapes = tensor_shapes(weights.spec)
+    linears = [name for name in shapes if name.startswith("layers.") and len(shapes[name]) == 2]
+    choice.check_patterns((*linears, "head", "embedding"))
     plan: dict[str, PlannedTensor] = {}
     descriptions: dict[str, str] = {}
     offset = 0

@@ -12,9 +12,7 @@ from fuserve.diffusion.quantized_weight import QuantizedWeight
 from fuserve.errors import CheckpointError, UnsupportedModelError
 from fuserve.kernels.conv import ConvQuantization
 from fuserve.kernels.linear import Codes, InputKind, LinearInput, Storage, WeightFormat
-
-GROUP_SIZES = (0, 32, 64, 128)
-"""Input channels that may share a scale; 0: all of them."""
+from fuserve.quantization.scheme import GROUP_SIZES
 
 
 def stacked(weights: Weights, names: Sequence[str]) -> QuantizedWeight | None:
@@ -27,8 +25,10 @@ def stacked(weights: Weights, names: Sequence[str]) -> QuantizedWeight | None:
     found = [part for part in parts if part is not None]
     if not found:
         return None
+    # What most of them are is taken for what all should be.
+    usual = max(found, key=lambda one: sum(_difference(one, other) is None for other in found))
     for name, part in zip(names, parts, strict=True):
-        fault = "is not quantized" if part is None else _difference(found[0], part)
+        fault = "is not quantized" if part is None else _difference(usual, part)
         if fault:
             raise CheckpointError(
                 f"{fault}, unlike {', '.join(other for other in names if other != name)}, with "
@@ -52,10 +52,10 @@ def linear_storage(weight: QuantizedWeight, layer: str) -> Storage:
         UnsupportedModelError: there is none; the layer is named.
     """
     is_channel = weight.bits == 8 and weight.group_size == 0
-    if weight.group_size not in GROUP_SIZES:
+    if weight.group_size not in (0, *GROUP_SIZES):
         raise UnsupportedModelError(
             f"{layer}: groups of {weight.group_size} input channels share a scale; supported are "
-            f"{', '.join(map(str, GROUP_SIZES[1:]))}, or all channels."
+            f"{', '.join(map(str, GROUP_SIZES))}, or all channels."
         )
     if weight.input_scale is not None and not is_channel:
         raise UnsupportedModelError(

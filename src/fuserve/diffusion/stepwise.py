@@ -22,6 +22,7 @@ from fuserve.diffusion.program import (
     Slice,
     Value,
     Weights,
+    sources_of,
 )
 from fuserve.diffusion.program_checks import check_program
 
@@ -99,7 +100,7 @@ class _Step:
         op = self.op
         inputs = {_name(value): values[value] for value in op.reads()}
         if isinstance(op, Conv | Linear):
-            sources = _sources(op)
+            sources = sources_of(op)
             if self.norm is not None:
                 x = self.norm.run({_name(value): values[value] for value in sources})["out"]
             else:
@@ -112,7 +113,7 @@ class _Step:
 def _step(op: Op, make: ExecutorMaker) -> _Step:
     if not isinstance(op, Conv | Linear):
         return _Step(op, None, make(_alone(op)))
-    sources = _sources(op)
+    sources = sources_of(op)
     first = sources[0]
     batch = max(source.batch for source in sources)
     channels = sum(source.channels for source in sources)
@@ -165,10 +166,6 @@ def _moved(op: Op, new: Mapping[Value, Value]) -> Op:
             return replace(op, out=out, sources=tuple(new[source] for source in op.sources))
         case ChannelSums() | Move():
             raise ValueError(f"{op.name!r}: programs in bands do not run one operation at a time")
-
-
-def _sources(op: Conv | Linear) -> tuple[Value, ...]:
-    return op.sources if isinstance(op, Conv) else (op.source,)
 
 
 def _name(value: Value) -> str:

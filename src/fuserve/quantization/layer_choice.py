@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -61,6 +61,20 @@ class LayerChoice:
             if fnmatchcase(name, pattern):
                 return recipe
         return self.default
+
+    def check_patterns(self, names: Collection[str]) -> None:
+        """Check that each pattern, the usual ones aside, is of a layer that there is.
+
+        Raises:
+            InvalidRequestError: a pattern matches none of these names.
+        """
+        usual = LayerChoice(None).overrides
+        for pattern, recipe in self.overrides:
+            if (pattern, recipe) not in usual and not any(fnmatchcase(n, pattern) for n in names):
+                example = f"; one is called {next(iter(names))!r}" if names else ""
+                raise InvalidRequestError(
+                    f"{pattern!r} matches no layer that can be quantized{example}"
+                )
 
     @property
     def recipes(self) -> tuple[Recipe, ...]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fuserve.errors import InvalidRequestError
 from fuserve.quantization.rounding import rounded_values
 from fuserve.quantization.scheme import QuantScheme
 from fuserve.quantization.statistics import InputStatistics
@@ -45,6 +46,12 @@ class Smoothing:
     alpha: float | None = None
     pieces: int = 1
     shift: bool = False
+
+
+def check_alpha(alpha: float | None) -> None:
+    """Raise InvalidRequestError for a migration strength that is none; None is one to search."""
+    if alpha is not None and not 0 <= alpha <= 1:
+        raise InvalidRequestError(f"alpha is {alpha}; it must lie between 0 and 1")
 
 
 def channel_shift(inputs: InputStatistics, share: npt.NDArray[np.intp] | None = None) -> Floats:

@@ -73,7 +73,7 @@ class InputObserver:
 
     Args:
         num_features: features of the inputs.
-        num_rows: rows that will come, to choose the sample evenly.
+        num_rows: rows that will come; the sample is taken at even distances among them.
         with_hessian: gather the Hessian, ``num_features ** 2`` floats.
         sample_rows: how many rows the sample has, about.
     """
@@ -90,7 +90,9 @@ class InputObserver:
         self._high = np.full(num_features, -np.inf, np.float32)
         self._magnitudes = np.zeros(num_features, np.float64)
         self._hessian = np.zeros((num_features,) * 2, np.float32) if with_hessian else None
-        self._every = max(num_rows // sample_rows, 1)
+        # Rows come as lines of images or windows of a text, whose length is even as a rule. A step
+        # that the length divides would take the same column, or the same tokens, of all of them.
+        self._every = max(num_rows // sample_rows, 1) | 1
         self._samples: list[Floats] = []
         self._count = 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fuserve.diffusion.program import Conv, Linear
+from fuserve.diffusion.program import Conv, Linear, sources_of
 from fuserve.diffusion.unet_program import unet_program
 from fuserve.diffusion.unet_spec import UNetSpec
 from fuserve.errors import InvalidRequestError
@@ -42,15 +42,19 @@ def chosen_layers(spec: UNetSpec, choice: LayerChoice) -> list[ChosenLayer]:
     stay in float.
 
     Raises:
-        InvalidRequestError: nothing is left, or matrices that read the same input, and are
-            multiplied with it at once, are to have different schemes.
+        InvalidRequestError: nothing is left, a pattern matches no such layer, or matrices that
+            read the same input, and are multiplied with it at once, are to have different schemes.
     """
     side = spec.size_multiple
+    ops = [
+        op
+        for op in unet_program(spec, 1, 1, side, side, tokens=1).ops
+        if isinstance(op, Conv | Linear) and op.name not in ENDS and not _is_small_shortcut(op)
+    ]
+    choice.check_patterns([name for op in ops for name in _module_names(op)])
     layers = []
-    for op in unet_program(spec, 1, 1, side, side, tokens=1).ops:
-        if not isinstance(op, Conv | Linear) or op.name in ENDS or _is_small_shortcut(op):
-            continue
-        recipe, *others = [choice.recipe_of(name.removesuffix(".weight")) for name in op.weight]
+    for op in ops:
+        recipe, *others = map(choice.recipe_of, _module_names(op))
         if any(other != recipe for other in others):
             raise InvalidRequestError(
                 f"{', '.join(op.weight)} are one matrix product and need the same scheme"
@@ -60,6 +64,10 @@ def chosen_layers(spec: UNetSpec, choice: LayerChoice) -> list[ChosenLayer]:
     if not layers:
         raise InvalidRequestError("no layer is left to quantize")
     return layers
+
+
+def _module_names(op: Conv | Linear) -> list[str]:
+    return [name.removesuffix(".weight") for name in op.weight]
 
 
 def _is_small_shortcut(op: Conv | Linear) -> bool:
@@ -74,16 +82,14 @@ def _scheme_of(op: Conv | Linear, recipe: Recipe) -> QuantScheme:
     scheme = recipe.scheme
     if scheme.weight_bits == 8:
         return scheme
-    fitting = [
-        size
-        for size in GROUP_SIZES
-        if size <= (scheme.group_size or max(GROUP_SIZES)) and in_channels(op) % size == 0
-    ]
-    # A row of another width has no whole blocks.
-    return replace(scheme, group_size=fitting[-1]) if fitting else RECIPES["smoothquant"].scheme
+    fitting = [size for size in GROUP_SIZES if in_channels(op) % size == 0]
+    if not fitting:  # a row of another width has no whole blocks
+        return RECIPES["smoothquant"].scheme
+    if scheme.group_size == 0:  # a scale for each output channel
+        return scheme
+    return replace(scheme, group_size=max(size for size in fitting if size <= scheme.group_size))
 
 
 def in_channels(op: Conv | Linear) -> int:
     """Channels of all its sources."""
-    sources = op.sources if isinstance(op, Conv) else (op.source,)
-    return sum(source.channels for source in sources)
+    return sum(source.channels for source in sources_of(op))

@@ -15,7 +15,8 @@ from fuserve.errors import UnsupportedModelError
 from fuserve.quantization.statistics import InputObserver, InputStatistics
 
 SAMPLE_ROWS = 256
-"""Pixels or tokens of each input that are kept, evenly over prompts and timesteps."""
+"""Pixels or tokens of each input that are kept, at even distances over prompts and timesteps, and
+from all over the image."""
 
 Progress = Callable[[str, int, int], None]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fuserve.errors import InvalidRequestError
+from fuserve.quantization.smoothquant import check_alpha
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class ImageCalibrationOptions:
         guidance_scale: of each; at most 1 for models that are run without guidance.
         seed: of the first prompt's noise; the next one has the next.
         alpha: SmoothQuant's migration strength; None is 0.7 with int8 weights and searched for
-            each layer of int4 weights.
+            each layer of int4 weights. From 0 to 1.
 
     Raises:
         InvalidRequestError: a value is out of range.
@@ -32,3 +33,4 @@ class ImageCalibrationOptions:
     def __post_init__(self) -> None:
         if self.num_prompts < 1:
             raise InvalidRequestError(f"num_prompts={self.num_prompts} must be at least 1.")
+        check_alpha(self.alpha)

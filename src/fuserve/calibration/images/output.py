@@ -13,10 +13,11 @@ import numpy.typing as npt
 
 from fuserve.calibration.images.layers import ChosenLayer
 from fuserve.checkpoints.json_file import read_json_object
+from fuserve.checkpoints.plain_name import is_plain_name
 from fuserve.checkpoints.quantized.compressed_tensors import compressed_config, write_compressed
 from fuserve.checkpoints.safetensors_folder import StoredTensors
 from fuserve.checkpoints.safetensors_writer import write_safetensors
-from fuserve.errors import InvalidRequestError
+from fuserve.errors import CheckpointError, InvalidRequestError
 from fuserve.quantization import QuantizedLinear
 
 UNET = "unet"
@@ -37,12 +38,14 @@ class ImageOutput:
 
     Raises:
         InvalidRequestError: the folder holds something.
+        CheckpointError: the model's index names parts that are not in its folder.
     """
 
     def __init__(self, source: Path, path: Path, *, half: bool) -> None:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InvalidRequestError(f"{path}: is not an empty folder; choose a new one.")
         self._source, self._path, self._half = source, path, half
+        self._index = _read_index(source / INDEX)
 
     def write_unet(
         self,
@@ -79,15 +82,14 @@ class ImageOutput:
 
     def write_rest(self) -> None:
         """Copy the other parts that ``model_index.json`` names, then this itself."""
-        index = read_json_object(self._source / INDEX)
-        for name in index:
+        for name in self._index:
             folder = self._source / name
             if name != UNET and not name.startswith("_") and folder.is_dir():
                 self._copy_part(folder, self._path / name)
         for file in sorted(self._source.iterdir()):
             if file.is_file() and (file.name.startswith("LICENSE") or file.suffix == ".md"):
                 shutil.copyfile(file, self._path / file.name)
-        _write_json(self._path / INDEX, index)
+        _write_json(self._path / INDEX, self._index)
 
     def _copy_part(self, source: Path, target: Path) -> None:
         target.mkdir(exist_ok=True)
@@ -104,6 +106,18 @@ class ImageOutput:
     def _kept(self, stored: StoredTensors, name: str) -> Array:
         array: Array = np.asarray(stored.tensor(name).data)
         return array.astype(np.float16) if self._half and array.dtype == np.float32 else array
+
+
+def _read_index(file: Path) -> Mapping[str, Any]:
+    index = read_json_object(file)
+    for name in index:
+        if not is_plain_name(name):
+            raise CheckpointError(
+                f"names the part {name[:80]!r}, which is not a folder beside it.",
+                file=file,
+                remedy="Do not use this checkpoint unless you trust where it came from.",
+            )
+    return index
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -14,6 +14,8 @@ from fuserve.calibration.images.prompts import read_prompts
 from fuserve.calibration.images.round_layer import round_layer
 from fuserve.checkpoints.find import find_diffusion_model
 from fuserve.diffusion.diffusers_folder import read_diffusers_folder
+from fuserve.diffusion.parts import ModelParts
+from fuserve.diffusion.weights import CheckpointWeights
 from fuserve.errors import InvalidRequestError, UnsupportedModelError
 from fuserve.quantization import LayerChoice, QuantizedLinear
 
@@ -24,8 +26,8 @@ class ImageQuantizationReport:
 
     Attributes:
         folder: where.
-        unet_bytes: of the denoiser's weights, before and after.
-        num_bytes: of the weights of all parts, before and after.
+        unet_bytes: that the denoiser's tensors take as they are stored, before and after.
+        num_bytes: likewise of all parts that make a picture.
         num_prompts: prompts that were painted to calibrate.
         num_evaluations: of the denoiser, over all prompts and timesteps.
         schemes: how many layers have each scheme.
@@ -94,15 +96,23 @@ def quantize_image_model(
     for layer in layers:
         name = layer.scheme.describe()
         counts[name] = counts.get(name, 0) + 1
+    written = read_diffusers_folder(output)
     return ImageQuantizationReport(
         output,
-        (_weight_bytes(path / UNET), _weight_bytes(output / UNET)),
-        (_weight_bytes(path), _weight_bytes(output)),
+        (_stored_bytes(weights), _stored_bytes(written.unet.weights)),
+        (_model_bytes(parts), _model_bytes(written)),
         len(texts),
         num_evaluations,
         counts,
     )
 
 
-def _weight_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+def _model_bytes(parts: ModelParts) -> int:
+    vae = () if parts.vae is None else (parts.vae.weights,)
+    networks = (parts.unet.weights, *vae, *(text.weights for text in parts.texts))
+    return sum(map(_stored_bytes, networks))
+
+
+def _stored_bytes(weights: CheckpointWeights) -> int:
+    stored = weights.stored
+    return sum(map(stored.num_bytes, stored.tensor_names()))

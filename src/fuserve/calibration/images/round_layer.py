@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from fuserve.calibration.images.layers import ChosenLayer, in_channels
 from fuserve.diffusion.program import Weights
+from fuserve.errors import CheckpointError
 from fuserve.kernels.linear import Codes
 from fuserve.quantization import QuantizedLinear, QuantScheme
 from fuserve.quantization.awq import clipped_codes
@@ -38,8 +39,16 @@ def round_layer(
 
     Each input channel is divided by a factor of its own, so also the halves of a concatenated
     input, whose sizes may differ much, have scales of their own.
+
+    Raises:
+        CheckpointError: the inputs are not finite.
     """
     op, scheme = layer.op, layer.scheme
+    if not np.isfinite(inputs.largest).all():
+        raise CheckpointError(
+            f"The layer {op.name!r} reads values that are not finite: the float model fails too.",
+            remedy="Paint with it (fuserve image) to see whether it works, and fetch it again.",
+        )
     channels = in_channels(op)
     # [out, in, taps]
     matrices = {
