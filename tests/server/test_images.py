@@ -163,6 +163,9 @@ def test_what_is_wrong_is_named(client: OpenAI, param: str, given: dict[str, Any
     ("param", "given"),
     [
         ("image", {"image": b"no picture"}),
+        ("image", {"image": png(np.zeros((1, 3_000_000)))}),  # 8 rows of it are too many pixels
+        ("image", {"image": png(np.zeros((1, 8200)))}),
+        ("size", {"size": "8200x8"}),
         ("mask", {"mask": png(np.zeros((8, 8, 4)))}),
         ("strength", {"extra_body": {"strength": "2"}}),
         ("image", {"image": [png(np.zeros((64, 64, 3)))] * 2}),
