@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import re
+import struct
 import time
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -133,6 +135,13 @@ def test_an_edit_without_a_mask_follows_its_strength_and_streams(client: OpenAI)
     assert np.abs(slight - 120).mean() < np.abs(strong - 120).mean()
 
 
+def header_only(width: int, height: int) -> bytes:
+    """The head of a PNG, of pixels that do not follow."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    checksum = struct.pack(">I", zlib.crc32(head))
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + checksum + b"\0\0\0\x01IDAT"
+
+
 @pytest.mark.parametrize(
     ("param", "given"),
     [
@@ -163,6 +172,7 @@ def test_what_is_wrong_is_named(client: OpenAI, param: str, given: dict[str, Any
     ("param", "given"),
     [
         ("image", {"image": b"no picture"}),
+        ("image", {"image": header_only(30_000, 30_000)}),
         ("image", {"image": png(np.zeros((1, 3_000_000)))}),  # 8 rows of it are too many pixels
         ("image", {"image": png(np.zeros((1, 8200)))}),
         ("size", {"size": "8200x8"}),

@@ -36,11 +36,14 @@ def read_picture(data: bytes, param: str) -> Image.Image:
     Raises:
         ApiError: it is none of them, damaged, or too large.
     """
+    too_large = invalid(param, f"{param} has more than {MAX_PIXELS} pixels.")
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > MAX_PIXELS:  # before anything is unpacked
-            raise invalid(param, f"{param} has more than {MAX_PIXELS} pixels.")
+            raise too_large
         image.load()
+    except Image.DecompressionBombError as error:  # far more, which Pillow refuses itself
+        raise too_large from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         message = f"{param} is not a readable PNG, JPEG or WebP picture."
         raise invalid(param, message) from error
