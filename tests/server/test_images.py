@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import re
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI, RateL
 
 from fuserve.diffusion.image_params import ImageParams
 from fuserve.diffusion.pipeline import ImageTask
+from fuserve.diffusion.prompts import MAX_PROMPT_CHARACTERS
 from fuserve.server.config import ServerConfig
 from tests.engine.images.fake_model import FakeImageModel, Gate
 from tests.server.imaging import NAME, ImageServer, pixels, png, serving_images
@@ -146,6 +148,8 @@ def header_only(width: int, height: int) -> bytes:
     ("param", "given"),
     [
         ("prompt", {"prompt": ""}),
+        ("prompt", {"prompt": "x" * (MAX_PROMPT_CHARACTERS + 1)}),
+        ("negative_prompt", {"negative_prompt": "x" * (MAX_PROMPT_CHARACTERS + 1)}),
         ("size", {"size": "big"}),
         ("size", {"size": "99999x99999"}),
         ("size", {"size": "60x64"}),
@@ -198,6 +202,20 @@ def test_another_model_is_not_found_and_ours_is_listed(client: OpenAI) -> None:
     assert client.models.retrieve(NAME).task == "text-to-image"  # type: ignore[attr-defined]
     with pytest.raises(NotFoundError):
         client.chat.completions.create(model=NAME, messages=[])
+
+
+def test_prompts_are_counted_beside_the_event_loop(
+    client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, threads = FakeImageModel.count_tokens, set()
+
+    def noting(self: FakeImageModel, prompt: str) -> int:
+        threads.add(threading.current_thread().name.split("_")[0])
+        return count(self, prompt)
+
+    monkeypatch.setattr(FakeImageModel, "count_tokens", noting)
+    client.images.generate(prompt="x", extra_body={"steps": 1})
+    assert threads == {"fuserve-worker", "fuserve-images"}
 
 
 def test_a_form_is_asked_for_where_json_comes(server: ImageServer) -> None:

@@ -63,6 +63,9 @@ async def _answer(
     facts.model, facts.streams = context.name, bool(body.stream)
     if context.config.log_prompts:
         facts.prompt = body.prompt
+    # A long prompt would hold up the event loop; and once it is submitted, nothing may be awaited
+    # but its stream, which ends with its reader.
+    num_tokens = await context.workers.run(context.engine.model.count_tokens, body.prompt)
     try:
         stream = context.engine.submit(
             body.prompt,
@@ -74,7 +77,7 @@ async def _answer(
     except InvalidRequestError as error:
         raise field_error(error) from error
     facts.engine_request_id = stream.request_id
-    reply = ImageReply(context, kind, stream, context.engine.model.count_tokens(body.prompt), facts)
+    reply = ImageReply(context, kind, stream, num_tokens, facts)
     if body.stream:
         return EventStream(reply.events())
     return await json_answer(request, reply.whole())
