@@ -20,8 +20,9 @@ from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI, RateL
 from fuserve.diffusion.image_params import ImageParams
 from fuserve.diffusion.pipeline import ImageTask
 from fuserve.diffusion.prompts import MAX_PROMPT_CHARACTERS
+from fuserve.errors import CapacityError
 from fuserve.server.config import ServerConfig
-from tests.engine.images.fake_model import FakeImageModel, Gate
+from tests.engine.images.fake_model import FakeDenoiser, FakeImageModel, Gate
 from tests.server.imaging import NAME, ImageServer, pixels, png, serving_images
 from tests.server.serving import WAIT_S
 
@@ -192,6 +193,18 @@ def test_what_is_wrong_with_an_edit_is_named(
     with pytest.raises(BadRequestError) as caught:
         client.images.edit(**{**usual, **given})
     assert caught.value.param == param
+
+
+def test_a_picture_too_large_for_the_memory_is_a_matter_of_its_size() -> None:
+    class Small(FakeImageModel):
+        def denoiser(self, *args: Any, **named: Any) -> FakeDenoiser:
+            raise CapacityError("A picture of this size takes 9 GB.")
+
+    with serving_images(Small()) as server:
+        client = server.client()
+        with pytest.raises(BadRequestError, match="9 GB") as caught:
+            client.images.generate(prompt="x")
+        assert (caught.value.param, caught.value.code) == ("size", None)
 
 
 def test_another_model_is_not_found_and_ours_is_listed(client: OpenAI) -> None:
