@@ -207,6 +207,18 @@ def test_a_picture_too_large_for_the_memory_is_a_matter_of_its_size() -> None:
         assert (caught.value.param, caught.value.code) == ("size", None)
 
 
+def test_a_scheduler_that_the_models_config_does_not_fit_is_named() -> None:
+    class Learned(FakeImageModel):
+        scheduler_config = FakeImageModel.scheduler_config | {"variance_type": "learned"}
+
+    with serving_images(Learned()) as server:
+        client = server.client()
+        assert client.images.generate(prompt="x", extra_body={"steps": 1}).data
+        with pytest.raises(BadRequestError, match="variance_type") as caught:
+            client.images.generate(prompt="x", extra_body={"scheduler": "dpm++2m"})
+        assert caught.value.param == "scheduler"
+
+
 def test_another_model_is_not_found_and_ours_is_listed(client: OpenAI) -> None:
     with pytest.raises(NotFoundError) as caught:
         client.images.generate(prompt="x", model="dall-e-3")

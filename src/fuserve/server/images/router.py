@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fuserve.diffusion.image_params import ImageParams
-from fuserve.errors import InvalidRequestError
+from fuserve.errors import InvalidRequestError, UnsupportedModelError
 from fuserve.server.answer import json_answer
 from fuserve.server.errors import ApiError, invalid
 from fuserve.server.event_stream import EventStream
@@ -76,6 +76,10 @@ async def _answer(
         )
     except InvalidRequestError as error:
         raise field_error(error) from error
+    except UnsupportedModelError as error:
+        if body.scheduler is None:
+            raise
+        raise invalid("scheduler", str(error)) from error
     facts.engine_request_id = stream.request_id
     reply = ImageReply(context, kind, stream, num_tokens, facts)
     if body.stream:
