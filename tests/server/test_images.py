@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI, RateLimitError
 
+from fuserve.diffusion.image_file import to_pixels
 from fuserve.diffusion.image_params import ImageParams
 from fuserve.diffusion.pipeline import ImageTask
 from fuserve.diffusion.prompts import MAX_PROMPT_CHARACTERS
 from fuserve.errors import CapacityError
 from fuserve.server.config import ServerConfig
+from fuserve.server.images.pictures import png_base64
 from tests.engine.images.fake_model import FakeDenoiser, FakeImageModel, Gate
 from tests.server.imaging import NAME, ImageServer, pixels, png, serving_images
 from tests.server.serving import WAIT_S
@@ -40,7 +42,13 @@ def client(server: ImageServer) -> OpenAI:
 
 def painted(prompt: str, seed: int, **params: Any) -> np.ndarray:
     image = ImageTask(FakeImageModel(), [prompt], [seed], ImageParams(**params)).run()[0]
-    return (image * 255 + 0.5).astype(np.uint8)
+    return to_pixels(image)
+
+
+def test_pixels_are_rounded_as_in_a_saved_file() -> None:
+    halves = (np.arange(255, dtype=np.float32) + np.float32(0.5)) / np.float32(255)
+    image = np.repeat(halves[None, :, None], 3, axis=2)
+    assert np.array_equal(pixels(png_base64(image)), to_pixels(image))
 
 
 def test_pictures_are_those_of_the_pipeline_with_the_same_seeds(client: OpenAI) -> None:

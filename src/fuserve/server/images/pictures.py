@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from fuserve.diffusion.image_file import to_pixels
 from fuserve.server.errors import invalid
 from fuserve.server.protocol.image import MAX_PIXELS
 
@@ -20,9 +21,8 @@ _HALF = 128
 
 def png_base64(image: FloatArray) -> str:
     """A picture ``[height, width, 3]`` from 0 to 1 as a PNG in base64."""
-    pixels = (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    Image.fromarray(to_pixels(image)).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
