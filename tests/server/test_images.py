@@ -367,11 +367,13 @@ def test_draining_lets_pictures_be_finished() -> None:
     gate = Gate()
     with serving_images(FakeImageModel(gate)) as server:
         client = server.client()
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
             last = pool.submit(client.images.generate, prompt="x")
             gate.wait_for_step()
+            draining = pool.submit(asyncio.run, server.engine.drain(WAIT_S))
+            until(lambda: server.engine._thread._draining)
             gate.open()
-            asyncio.run(server.engine.drain(WAIT_S))
+            draining.result()
             assert last.result().data
         with pytest.raises(APIStatusError) as caught:
             client.images.generate(prompt="x")
