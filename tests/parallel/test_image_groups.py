@@ -20,6 +20,7 @@ from fuserve.parallel.images.assignment import ImageAssignment
 from fuserve.parallel.images.commands import Predict, Prepare, Stop, decode, encode
 from fuserve.parallel.images.model import GroupModel
 from fuserve.parallel.images.options import ImageParallelOptions
+from fuserve.parallel.local_group import LocalGroup
 from tests.diffusion.model_folders import small_sd, small_sdxl
 from tests.parallel.small_groups import resources, settled_resources, until
 
@@ -120,6 +121,24 @@ def test_a_call_that_is_interrupted_leaves_no_process_in_a_step(folders: dict[st
             painter.generate(PROMPT, PARAMS)
         assert not model.group.process_ids
         halves.all_gather = exchange  # type: ignore[method-assign]
+        np.testing.assert_array_equal(painter.generate(PROMPT, PARAMS)[0].pixels, expected)
+
+
+def test_a_start_that_is_interrupted_is_made_anew(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with TextToImage(folders["sd"], num_threads=1, cfg_parallel=2) as painter:
+        expected = painter.generate(PROMPT, PARAMS)[0].pixels
+        group = group_of(painter).group
+        group.close()
+        with monkeypatch.context() as patched:
+            patched.setattr(LocalGroup, "hear", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                painter.generate(PROMPT, PARAMS)
+        assert not group.process_ids
         np.testing.assert_array_equal(painter.generate(PROMPT, PARAMS)[0].pixels, expected)
 
 
