@@ -17,7 +17,7 @@ from fuserve.diffusion.prompts import PromptEmbeds
 from fuserve.diffusion.step_cache import StepCache
 from fuserve.errors import InvalidRequestError, RankFailedError
 from fuserve.parallel.images.assignment import ImageAssignment
-from fuserve.parallel.images.commands import Predict, Prepare, Stop, decode, encode
+from fuserve.parallel.images.commands import Predict, Prepare, Release, Stop, decode, encode
 from fuserve.parallel.images.model import GroupModel
 from fuserve.parallel.images.options import ImageParallelOptions
 from fuserve.parallel.local_group import LocalGroup
@@ -188,6 +188,7 @@ def test_commands_and_assignments_survive_their_way() -> None:
     assert isinstance(step, Predict) and (step.number, step.step, step.guided) == (2, 7, False)
     assert np.array_equal(step.latents, embeds.hidden)
     assert decode(encode(Stop())) == Stop()
+    assert decode(encode(Release())) == Release()
     with pytest.raises(ValueError, match="length"):
         decode(encode(Predict(2, embeds.hidden, 7, False))[:-4])
     options = DiffusionOptions(vae=Path("v"), loras=(LoraOption("l", 0.5),), num_threads=2)

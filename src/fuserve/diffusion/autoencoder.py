@@ -58,6 +58,11 @@ class Autoencoder:
         found = np.concatenate(images)
         return np.clip(found, 0, 1) if is_tiny else _unit_range(found)
 
+    def release(self) -> None:
+        """Give back the memory in which it runs."""
+        if self._network is not None:
+            self._network.release()
+
     def encode(self, images: Array) -> Array:
         """Images to means and log-variances of latents; see ``DiffusionModel.encode``."""
         _, height, width, _ = images.shape

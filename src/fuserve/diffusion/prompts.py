@@ -89,6 +89,11 @@ class PromptEncoder:
             encoder.network.set_branches(own)
         self._cache.clear()
 
+    def release(self) -> None:
+        """Give back the memory in which the encoders run."""
+        for encoder in self._encoders:
+            encoder.network.release()
+
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt that are read, those of its begin and end included."""
         return min(len(self._encoders[0].tokenizer.text_ids(prompt)) + 2, self.max_tokens)
