@@ -77,6 +77,28 @@ def test_working_memory_is_given_back_once_nothing_is_left_to_do() -> None:
     assert model.num_releases == 1
 
 
+@pytest.mark.parametrize("dies", [False, True])
+def test_the_end_of_the_engine_is_the_models(dies: bool) -> None:
+    class Model(FakeImageModel):
+        def release(self) -> None:
+            if dies:
+                raise ValueError("boom")
+
+    model = Model()
+
+    async def paint() -> None:
+        engine = ImageEngine(lambda: model)
+        engine.start()
+        async for _ in engine.submit("x", ImageParams(steps=1)):
+            pass
+        await engine.drain(5)
+        assert "has died" in engine.health().reason or not dies
+        engine._thread._thread.join()
+
+    asyncio.run(paint())
+    assert model.num_closes == 1
+
+
 def test_what_could_never_be_painted_is_refused_at_once() -> None:
     engine = ImageEngine(FakeImageModel)
     engine.start()

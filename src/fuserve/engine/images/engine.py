@@ -196,6 +196,9 @@ class _Turns:
     def rest(self) -> None:
         self._limits.note_begun(0, num_still_waiting=0)
 
+    def close(self) -> None:
+        self._model.close()
+
     def step(self) -> None:
         num_waiting = self._loop.num_waiting
         updates = self._loop.step()

@@ -24,6 +24,10 @@ class ServedModel(ImageModel[Any], Protocol):
         """Give back the working memory; the next step takes what it needs."""
         ...
 
+    def close(self) -> None:
+        """End what belongs to the model beside this process; it cannot be used any more."""
+        ...
+
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt that the text encoder reads."""
         ...
