@@ -89,6 +89,20 @@ def test_progress_tells_each_step_and_shows_previews(painter: TextToImage) -> No
     assert seen == [("denoise", 0), ("denoise", 1), ("decode", 2), ("done", 2)]
 
 
+def test_a_preview_takes_its_turn_with_the_steps_of_other_threads(
+    painter: TextToImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, held = painter._model.decode, []
+
+    def noting(latents: np.ndarray) -> np.ndarray:
+        held.append(painter._turn.locked())
+        return decode(latents)
+
+    monkeypatch.setattr(painter._model, "decode", noting)
+    painter.generate("red", QUICK, progress=lambda progress: progress.preview())
+    assert held == [True] * 3  # two previews and the picture
+
+
 def test_what_the_progress_raises_ends_the_call(painter: TextToImage) -> None:
     steps = []
 

@@ -42,14 +42,16 @@ class ImageProgress:
     steps_done: int
     num_steps: int
     _task: ImageTask
+    _turn: threading.Lock
 
     def preview(self) -> NDArray[np.uint8] | None:
         """What the model takes the picture to be by now, ``[height, width, 3]``.
 
-        Costs a decode; a tiny autoencoder makes that cheap. None before the first step and at the
-        end.
+        Costs a decode, for which it waits its turn; a tiny autoencoder makes that cheap. None
+        before the first step and at the end.
         """
-        preview = self._task.preview()
+        with self._turn:
+            preview = self._task.preview()
         return None if preview is None else to_pixels(preview[0])
 
 
@@ -206,7 +208,13 @@ class TextToImage:
             if progress is not None:
                 progress(
                     ImageProgress(
-                        index, num_images, task.stage, task.steps_done, task.num_steps, task
+                        index,
+                        num_images,
+                        task.stage,
+                        task.steps_done,
+                        task.num_steps,
+                        task,
+                        self._turn,
                     )
                 )
         assert latents is not None

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusers import AutoencoderTiny
 
 from fuserve._native import ThreadPool
+from fuserve.diffusion.arena import program_bytes
 from fuserve.diffusion.autoencoder import Autoencoder
 from fuserve.diffusion.backends import make_backend
-from fuserve.diffusion.diffusers_folder import read_diffusers_folder
+from fuserve.diffusion.diffusers_folder import read_diffusers_folder, read_vae
+from fuserve.diffusion.image_params import ImageParams
 from fuserve.diffusion.memory_plan import MemoryPlan, packing_options, plan_memory, weight_bytes
 from fuserve.diffusion.model import DiffusionModel
 from fuserve.diffusion.native import NativeProgram, NativeWorkspace
+from fuserve.diffusion.network import Backend, ExecutorMaker
 from fuserve.diffusion.options import DiffusionOptions
 from fuserve.diffusion.packed_weights import PackedWeights
 from fuserve.diffusion.parts import ModelParts
+from fuserve.diffusion.pipeline import ImageTask
+from fuserve.diffusion.program import Array, Executor, Program, Weights
 from fuserve.diffusion.unet_program import prompt_program, time_program, unet_program
 from fuserve.errors import CapacityError, InvalidRequestError
 from tests.diffusion.model_folders import small_sd
@@ -108,12 +115,66 @@ def test_a_size_that_does_not_fit_is_refused_before_it_is_begun(
         model.denoiser(prompts, None, times, 2 * side, 2 * side)
 
 
-def test_large_pictures_are_decoded_in_bands(parts: ModelParts) -> None:
+def test_a_picture_to_start_from_is_not_encoded_where_its_size_does_not_fit(
+    folder: Path, parts: ModelParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = DiffusionModel.load(folder, DiffusionOptions(memory_bytes=least(parts, "float16")))
+    sides: list[int] = []
+    encode = model.encode
+
+    def noting(images: Array) -> Array:
+        sides.append(images.shape[1])
+        return encode(images)
+
+    monkeypatch.setattr(model, "encode", noting)
+    side = SIDE * model.scale_factor
+
+    def begun(side: int) -> None:
+        start = np.zeros((side, side, 3), np.float32)
+        ImageTask(model, ["a red circle"], [1], ImageParams(steps=2, init_image=start)).step()
+
+    begun(side)
+    with pytest.raises(CapacityError, match="Ask for a smaller one, or give "):
+        begun(2 * side)
+    assert sides == [side]
+
+
+class _Noting(ExecutorMaker):
+    """Notes what the programs take."""
+
+    def __init__(self, backend: Backend, num_bytes: list[int], weights: Weights) -> None:
+        self._make, self._num_bytes = backend(weights), num_bytes
+
+    def __call__(self, program: Program) -> Executor:
+        self._num_bytes.append(program_bytes(program))
+        return self._make(program)
+
+
+@pytest.mark.parametrize("kind", ["usual", "tiny"])
+def test_large_pictures_are_decoded_and_encoded_in_bands(
+    kind: str, parts: ModelParts, tmp_path: Path
+) -> None:
+    part = parts.vae
+    if kind == "tiny":
+        AutoencoderTiny(num_encoder_blocks=[1, 1, 1, 1]).save_pretrained(tmp_path)
+        part = read_vae(tmp_path)
     options = DiffusionOptions(num_threads=2)
     backend = make_backend(options, packing_options(options))
-    latents = np.random.default_rng(0).standard_normal((2, 32, 24, 4), dtype=np.float32)
-    whole, bands = (Autoencoder(parts.vae, backend, 1, most) for most in (PLENTY, 0))
-    assert np.array_equal(bands.decode(latents), whole.decode(latents))
+    random = np.random.default_rng(0)
+    latents = random.standard_normal((2, 32, 24, 4), dtype=np.float32)
+    images = random.random((2, 96, 64, 3), dtype=np.float32)
+    made, taken = [], []
+    for most in (PLENTY, 0):
+        num_bytes: list[int] = []
+        vae = Autoencoder(part, partial(_Noting, backend, num_bytes), 1, most)
+        made.append((vae.decode(latents), vae.encode(images)))
+        taken.append(num_bytes)
+    for whole, bands in zip(*made, strict=True):
+        assert np.array_equal(bands, whole)
+    (decoding, encoding), (decoding_bands, encoding_bands) = taken
+    assert decoding_bands < decoding
+    if kind == "tiny":  # the usual encoder has no value that bands would save
+        assert encoding_bands < encoding
 
 
 def test_the_reference_executor_has_no_budget() -> None:

@@ -244,7 +244,8 @@ def test_parameters_out_of_range_are_named(keywords: dict[str, Any], word: str) 
     [
         ({"width": 15}, "multiple of 2"),
         ({"init_image": picture(), "width": 32}, "init_image has 16"),
-        ({"init_image": picture(), "strength": 0.01, "steps": 5}, "strength"),
+        ({"init_image": picture(), "strength": 0.01, "steps": 5}, "strength=0.01"),
+        ({"init_image": picture(), "steps": 1}, "strength=0.8 leaves none of 1"),
         ({"scheduler": "nothing"}, "scheduler"),
         ({"steps": 2000}, "steps"),
     ],

@@ -17,9 +17,10 @@ from fuserve.diffusion.prompts import PromptEmbeds
 from fuserve.diffusion.step_cache import StepCache
 from fuserve.errors import InvalidRequestError, RankFailedError
 from fuserve.parallel.images.assignment import ImageAssignment
-from fuserve.parallel.images.commands import Predict, Prepare, Stop, decode, encode
+from fuserve.parallel.images.commands import Predict, Prepare, Release, Stop, decode, encode
 from fuserve.parallel.images.model import GroupModel
 from fuserve.parallel.images.options import ImageParallelOptions
+from fuserve.parallel.local_group import LocalGroup
 from tests.diffusion.model_folders import small_sd, small_sdxl
 from tests.parallel.small_groups import resources, settled_resources, until
 
@@ -99,8 +100,13 @@ def test_a_killed_process_ends_the_call_and_the_next_one_starts_it_again(
 
         with pytest.raises(RankFailedError, match=rf"rank 1 \(process {worker}\) was killed"):
             painter.generate(PROMPT, PARAMS, progress=kill)
+        group_of(painter).release()  # of a group that has failed there is nothing
         np.testing.assert_array_equal(painter.generate(PROMPT, PARAMS)[0].pixels, expected)
-        assert group_of(painter).group.process_ids != [worker]
+        (another,) = group_of(painter).group.process_ids
+        assert another != worker
+        group_of(painter).release()
+        np.testing.assert_array_equal(painter.generate(PROMPT, PARAMS)[0].pixels, expected)
+        assert group_of(painter).group.process_ids == [another]
     assert set(settled_resources()["children"]) <= set(before)
 
 
@@ -120,6 +126,24 @@ def test_a_call_that_is_interrupted_leaves_no_process_in_a_step(folders: dict[st
             painter.generate(PROMPT, PARAMS)
         assert not model.group.process_ids
         halves.all_gather = exchange  # type: ignore[method-assign]
+        np.testing.assert_array_equal(painter.generate(PROMPT, PARAMS)[0].pixels, expected)
+
+
+def test_a_start_that_is_interrupted_is_made_anew(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with TextToImage(folders["sd"], num_threads=1, cfg_parallel=2) as painter:
+        expected = painter.generate(PROMPT, PARAMS)[0].pixels
+        group = group_of(painter).group
+        group.close()
+        with monkeypatch.context() as patched:
+            patched.setattr(LocalGroup, "hear", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                painter.generate(PROMPT, PARAMS)
+        assert not group.process_ids
         np.testing.assert_array_equal(painter.generate(PROMPT, PARAMS)[0].pixels, expected)
 
 
@@ -169,6 +193,7 @@ def test_commands_and_assignments_survive_their_way() -> None:
     assert isinstance(step, Predict) and (step.number, step.step, step.guided) == (2, 7, False)
     assert np.array_equal(step.latents, embeds.hidden)
     assert decode(encode(Stop())) == Stop()
+    assert decode(encode(Release())) == Release()
     with pytest.raises(ValueError, match="length"):
         decode(encode(Predict(2, embeds.hidden, 7, False))[:-4])
     options = DiffusionOptions(vae=Path("v"), loras=(LoraOption("l", 0.5),), num_threads=2)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import re
+import struct
+import threading
 import time
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,10 +17,14 @@ import numpy as np
 import pytest
 from openai import APIStatusError, BadRequestError, NotFoundError, OpenAI, RateLimitError
 
+from fuserve.diffusion.image_file import to_pixels
 from fuserve.diffusion.image_params import ImageParams
 from fuserve.diffusion.pipeline import ImageTask
+from fuserve.diffusion.prompts import MAX_PROMPT_CHARACTERS
+from fuserve.errors import CapacityError
 from fuserve.server.config import ServerConfig
-from tests.engine.images.fake_model import FakeImageModel, Gate
+from fuserve.server.images.pictures import png_base64
+from tests.engine.images.fake_model import FakeDenoiser, FakeImageModel, Gate
 from tests.server.imaging import NAME, ImageServer, pixels, png, serving_images
 from tests.server.serving import WAIT_S
 
@@ -35,7 +42,13 @@ def client(server: ImageServer) -> OpenAI:
 
 def painted(prompt: str, seed: int, **params: Any) -> np.ndarray:
     image = ImageTask(FakeImageModel(), [prompt], [seed], ImageParams(**params)).run()[0]
-    return (image * 255 + 0.5).astype(np.uint8)
+    return to_pixels(image)
+
+
+def test_pixels_are_rounded_as_in_a_saved_file() -> None:
+    halves = (np.arange(255, dtype=np.float32) + np.float32(0.5)) / np.float32(255)
+    image = np.repeat(halves[None, :, None], 3, axis=2)
+    assert np.array_equal(pixels(png_base64(image)), to_pixels(image))
 
 
 def test_pictures_are_those_of_the_pipeline_with_the_same_seeds(client: OpenAI) -> None:
@@ -133,10 +146,19 @@ def test_an_edit_without_a_mask_follows_its_strength_and_streams(client: OpenAI)
     assert np.abs(slight - 120).mean() < np.abs(strong - 120).mean()
 
 
+def header_only(width: int, height: int) -> bytes:
+    """The head of a PNG, of pixels that do not follow."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    checksum = struct.pack(">I", zlib.crc32(head))
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + checksum + b"\0\0\0\x01IDAT"
+
+
 @pytest.mark.parametrize(
     ("param", "given"),
     [
         ("prompt", {"prompt": ""}),
+        ("prompt", {"prompt": "x" * (MAX_PROMPT_CHARACTERS + 1)}),
+        ("negative_prompt", {"negative_prompt": "x" * (MAX_PROMPT_CHARACTERS + 1)}),
         ("size", {"size": "big"}),
         ("size", {"size": "99999x99999"}),
         ("size", {"size": "60x64"}),
@@ -163,6 +185,10 @@ def test_what_is_wrong_is_named(client: OpenAI, param: str, given: dict[str, Any
     ("param", "given"),
     [
         ("image", {"image": b"no picture"}),
+        ("image", {"image": header_only(30_000, 30_000)}),
+        ("image", {"image": png(np.zeros((1, 3_000_000)))}),  # 8 rows of it are too many pixels
+        ("image", {"image": png(np.zeros((1, 8200)))}),
+        ("size", {"size": "8200x8"}),
         ("mask", {"mask": png(np.zeros((8, 8, 4)))}),
         ("strength", {"extra_body": {"strength": "2"}}),
         ("image", {"image": [png(np.zeros((64, 64, 3)))] * 2}),
@@ -177,6 +203,30 @@ def test_what_is_wrong_with_an_edit_is_named(
     assert caught.value.param == param
 
 
+def test_a_picture_too_large_for_the_memory_is_a_matter_of_its_size() -> None:
+    class Small(FakeImageModel):
+        def denoiser(self, *args: Any, **named: Any) -> FakeDenoiser:
+            raise CapacityError("A picture of this size takes 9 GB.")
+
+    with serving_images(Small()) as server:
+        client = server.client()
+        with pytest.raises(BadRequestError, match="9 GB") as caught:
+            client.images.generate(prompt="x")
+        assert (caught.value.param, caught.value.code) == ("size", None)
+
+
+def test_a_scheduler_that_the_models_config_does_not_fit_is_named() -> None:
+    class Learned(FakeImageModel):
+        scheduler_config = FakeImageModel.scheduler_config | {"variance_type": "learned"}
+
+    with serving_images(Learned()) as server:
+        client = server.client()
+        assert client.images.generate(prompt="x", extra_body={"steps": 1}).data
+        with pytest.raises(BadRequestError, match="variance_type") as caught:
+            client.images.generate(prompt="x", extra_body={"scheduler": "dpm++2m"})
+        assert caught.value.param == "scheduler"
+
+
 def test_another_model_is_not_found_and_ours_is_listed(client: OpenAI) -> None:
     with pytest.raises(NotFoundError) as caught:
         client.images.generate(prompt="x", model="dall-e-3")
@@ -185,6 +235,20 @@ def test_another_model_is_not_found_and_ours_is_listed(client: OpenAI) -> None:
     assert client.models.retrieve(NAME).task == "text-to-image"  # type: ignore[attr-defined]
     with pytest.raises(NotFoundError):
         client.chat.completions.create(model=NAME, messages=[])
+
+
+def test_prompts_are_counted_beside_the_event_loop(
+    client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, threads = FakeImageModel.count_tokens, set()
+
+    def noting(self: FakeImageModel, prompt: str) -> int:
+        threads.add(threading.current_thread().name.split("_")[0])
+        return count(self, prompt)
+
+    monkeypatch.setattr(FakeImageModel, "count_tokens", noting)
+    client.images.generate(prompt="x", extra_body={"steps": 1})
+    assert threads == {"fuserve-worker", "fuserve-images"}
 
 
 def test_a_form_is_asked_for_where_json_comes(server: ImageServer) -> None:
@@ -303,11 +367,13 @@ def test_draining_lets_pictures_be_finished() -> None:
     gate = Gate()
     with serving_images(FakeImageModel(gate)) as server:
         client = server.client()
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
             last = pool.submit(client.images.generate, prompt="x")
             gate.wait_for_step()
+            draining = pool.submit(asyncio.run, server.engine.drain(WAIT_S))
+            until(lambda: server.engine._thread._draining)
             gate.open()
-            asyncio.run(server.engine.drain(WAIT_S))
+            draining.result()
             assert last.result().data
         with pytest.raises(APIStatusError) as caught:
             client.images.generate(prompt="x")

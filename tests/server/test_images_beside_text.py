@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fuserve.diffusion.image_file import to_pixels
 from fuserve.diffusion.image_params import ImageParams
 from fuserve.diffusion.model import DiffusionModel
 from fuserve.diffusion.pipeline import ImageTask
@@ -119,7 +120,7 @@ def test_eight_requests_of_two_sizes_get_on_fairly_while_a_chat_streams(
             steps=6, guidance_scale=5.0, width=side, height=side, cache_interval=1 + number // 4
         )
         (image,) = ImageTask(alone, [f"picture {number}"], [number], params).run()
-        assert (pixels(pictures[number]) == (image * 255 + 0.5).astype("uint8")).all()
+        assert (pixels(pictures[number]) == to_pixels(image)).all()
 
 
 def test_eight_requests_that_nobody_waits_for_any_more_leave_no_memory_behind(

@@ -212,9 +212,12 @@ class ParallelFlags:
 
     def keywords(self) -> dict[str, Any]:
         """The flags as keywords of ``ParallelOptions`` and ``LLM``; those not given are absent."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        values["step_timeout_s"] = values.pop("step_timeout")
-        values["join_timeout_s"] = values.pop("join_timeout")
+        names = [field.name for field in fields(self) if not field.name.endswith("_timeout")]
+        return {name: getattr(self, name) for name in names} | self.timeouts()
+
+    def timeouts(self) -> dict[str, float]:
+        """``step_timeout_s`` and ``join_timeout_s``, those that were given."""
+        values = {"step_timeout_s": self.step_timeout, "join_timeout_s": self.join_timeout}
         return {name: value for name, value in values.items() if value is not None}
 
     def options(self) -> ParallelOptions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from socket import socket
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -166,15 +166,38 @@ class ImageFlags:
         _image(
             "--image-memory",
             metavar="SIZE",
-            help="What the image model may take, such as 4GB; by default what is fastest.",
+            help="What each process of the image model may take, such as 4GB; by default what is "
+            "fastest.",
         ),
     ] = None
+    image_cfg_parallel: Annotated[
+        int,
+        _image(
+            "--image-cfg-parallel",
+            help="2: the halves of guidance in processes of their own.",
+            min=1,
+            max=2,
+        ),
+    ] = 1
+    image_patch_parallel: Annotated[
+        int,
+        _image(
+            "--image-patch-parallel",
+            help="Processes that make a band of each picture each.",
+            min=1,
+        ),
+    ] = 1
 
-    def settings(self) -> ImageSettings | None:
-        """As the server takes it; None where no image model is asked for."""
+    def settings(self, timeouts: Mapping[str, float]) -> ImageSettings | None:
+        """As the server takes it; None where no image model is asked for.
+
+        Args:
+            timeouts: of ``ImageParallelOptions``, those that were given.
+        """
         if self.image_model is None:
             return None
         from fuserve.diffusion.options import DiffusionOptions
+        from fuserve.parallel.images.options import ImageParallelOptions
         from fuserve.server.images.build import ImageSettings
 
         memory_bytes = None
@@ -184,6 +207,7 @@ class ImageFlags:
             self.image_model,
             tuple(self.served_image_model_name or (self.image_model,)),
             DiffusionOptions(memory_bytes=memory_bytes),
+            ImageParallelOptions(self.image_cfg_parallel, self.image_patch_parallel, **timeouts),
             self.max_queue_image_requests,
         )
 
@@ -236,7 +260,7 @@ def serve(
         raise InvalidRequestError(
             "a replica is one process: give either --replicas or the parallel sizes"
         )
-    images = image_flags.settings()
+    images = image_flags.settings(parallel.timeouts())
     if has_replicas and images is not None:
         raise InvalidRequestError(
             "replicas are copies of a language model: serve --image-model by a server of its own"

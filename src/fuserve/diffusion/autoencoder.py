@@ -22,14 +22,14 @@ class Autoencoder:
         part: spec and weights; None where the denoising network paints pixels itself.
         backend: the kind of executor.
         num_programs: sizes that are kept ready.
-        decode_bytes: memory that decoding an image may take beside the weights, if it can do with
-            as little; large images are decoded in bands then, to the same bits.
+        max_bytes: memory that decoding or encoding an image may take beside the weights, if it can
+            do with as little; large images are made in bands then, to the same bits.
     """
 
     def __init__(
-        self, part: VaePart | None, backend: Backend, num_programs: int, decode_bytes: int
+        self, part: VaePart | None, backend: Backend, num_programs: int, max_bytes: int
     ) -> None:
-        self._decode_bytes = decode_bytes
+        self._max_bytes = max_bytes
         self._spec = None if part is None else part.spec
         self._network = None if part is None else Network(part.weights, backend, num_programs)
         self.scale_factor = 1 if part is None else part.spec.scale_factor
@@ -50,13 +50,18 @@ class Autoencoder:
         images = [
             network.run(
                 ("decode", height, width),
-                lambda: fit(decoder_program(spec, 1, height, width), self._decode_bytes),
+                lambda: fit(decoder_program(spec, 1, height, width), self._max_bytes),
                 {"latents": row[None]},
             )["image"]
             for row in latents
         ]
         found = np.concatenate(images)
         return np.clip(found, 0, 1) if is_tiny else _unit_range(found)
+
+    def release(self) -> None:
+        """Give back the memory in which it runs."""
+        if self._network is not None:
+            self._network.release()
 
     def encode(self, images: Array) -> Array:
         """Images to means and log-variances of latents; see ``DiffusionModel.encode``."""
@@ -74,7 +79,7 @@ class Autoencoder:
         moments = [
             network.run(
                 ("encode", height, width),
-                lambda: encoder_program(spec, 1, height, width),
+                lambda: fit(encoder_program(spec, 1, height, width), self._max_bytes),
                 {"image": row[None]},
             )["moments"]
             for row in (images if is_tiny else signed)

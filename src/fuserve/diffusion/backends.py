@@ -58,6 +58,9 @@ class _NativeMaker(ExecutorMaker):
     def forget(self, names: Collection[str]) -> None:
         self._weights.forget(names)
 
+    def release(self) -> None:
+        self._workspace.release()
+
 
 class _ReferenceMaker(ExecutorMaker):
     def __init__(self, weights: Weights, options: DiffusionOptions) -> None:
@@ -70,3 +73,6 @@ class _ReferenceMaker(ExecutorMaker):
 
     def forget(self, names: Collection[str]) -> None:
         """It keeps nothing."""
+
+    def release(self) -> None:
+        """Likewise."""

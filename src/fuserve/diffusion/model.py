@@ -289,6 +289,15 @@ class DiffusionModel:
         """
         return self._autoencoder.decode(latents)
 
+    def release(self) -> None:
+        """Give back the working memory, which is that of the largest picture so far.
+
+        The next picture takes what it needs.
+        """
+        self._prompts.release()
+        self._unet.release()
+        self._autoencoder.release()
+
     def close(self) -> None:
         """End what belongs to the model beside this process; it cannot be used any more."""
 

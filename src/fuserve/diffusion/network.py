@@ -22,6 +22,10 @@ class ExecutorMaker(Protocol):
         """Let go of what was made of these tensors: no executor will use them again."""
         ...
 
+    def release(self) -> None:
+        """Give back the memory in which executors run; the next run takes what it needs."""
+        ...
+
 
 Backend = Callable[[Weights], ExecutorMaker]
 """Takes a network's weights."""
@@ -62,6 +66,10 @@ class Network:
         while len(self._executors) > self._num_programs:
             self._executors.popitem(last=False)
         return executor.run(inputs)
+
+    def release(self) -> None:
+        """Give back the memory in which programs run; the next one takes what it needs."""
+        self._make.release()
 
     def _branched(self, program: Program) -> Program:
         if self._branches:

@@ -158,11 +158,8 @@ class ImageTask:
         if self._is_guided:
             negatives = [params.negative_prompt] * len(self._prompts)
             negative = model.encode_prompts(negatives, negative=True)
-        factor = model.scale_factor
-        size = self.height // factor, self.width // factor
-        self._start = begin(model, self.scheduler, params, self._first, self._generators, *size)
-        self._sample = self._start.latents
         timesteps = self.scheduler.timesteps.astype(np.float32)
+        # Before the initial image is encoded: this refuses a size for which there is no memory.
         self._denoiser = model.denoiser(
             positive,
             negative,
@@ -172,6 +169,10 @@ class ImageTask:
             guidance_scale=params.guidance_scale,
             step_cache=params.step_cache,
         )
+        factor = model.scale_factor
+        size = self.height // factor, self.width // factor
+        self._start = begin(model, self.scheduler, params, self._first, self._generators, *size)
+        self._sample = self._start.latents
         self.stage = "denoise"
 
     def _denoise(self) -> None:

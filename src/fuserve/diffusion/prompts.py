@@ -89,10 +89,10 @@ class PromptEncoder:
             encoder.network.set_branches(own)
         self._cache.clear()
 
-    def cut_off(self, prompt: str) -> int:
-        """How many of a prompt's last tokens the model does not see."""
-        tokenizer = self._encoders[0].tokenizer
-        return max(0, len(tokenizer.text_ids(prompt)) - (tokenizer.max_tokens - 2))
+    def release(self) -> None:
+        """Give back the memory in which the encoders run."""
+        for encoder in self._encoders:
+            encoder.network.release()
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt that are read, those of its begin and end included."""

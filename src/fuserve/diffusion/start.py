@@ -45,13 +45,11 @@ class Start:
 
     Attributes:
         latents: ``[images, height, width, channels]``.
-        index: the first step.
         kept: what each step restores, for a model that was not trained to inpaint.
         beside: mask and masked picture, which an inpainting model reads beside the latents.
     """
 
     latents: FloatArray
-    index: int
     kept: Kept | None = None
     beside: FloatArray | None = None
 
@@ -67,7 +65,7 @@ def first_step(params: ImageParams, num_steps: int) -> int:
     taken = min(int(num_steps * params.effective_strength), num_steps)
     if taken < 1:
         raise InvalidRequestError(
-            f"strength={params.strength} leaves none of {num_steps} steps: raise either."
+            f"strength={params.effective_strength} leaves none of {num_steps} steps: raise either."
         )
     return num_steps - taken
 
@@ -107,12 +105,12 @@ def begin(
         raise InvalidRequestError("This is an inpainting model: it needs an init_image and a mask.")
     if params.init_image is None:
         noise = image_noise(generators, height, width, channels)
-        return Start(noise * np.float32(scheduler.init_noise_sigma), index)
+        return Start(noise * np.float32(scheduler.init_noise_sigma))
     image = params.init_image[None].astype(np.float32, copy=False)
     if params.mask is None:
         latents = _encode(model, image, generators)
         noise = image_noise(generators, height, width, channels)
-        return Start(_noised(scheduler, latents, noise, index), index)
+        return Start(_noised(scheduler, latents, noise, index))
     return _begin_inpainting(
         model,
         scheduler,
@@ -154,11 +152,11 @@ def _begin_inpainting(
         masked = image + anew[None, :, :, None] * (np.float32(0.5) - image)
         beside = _encode(model, masked, generators)
         masks = np.broadcast_to(small, (len(beside), height, width, 1))
-        return Start(sample, index, beside=np.concatenate([masks, beside], axis=3))
+        return Start(sample, beside=np.concatenate([masks, beside], axis=3))
     # diffusers encodes the masked picture for this model too, and so draws from the generators.
     image_noise(generators, height, width, channels)
     assert latents is not None
-    return Start(sample, index, kept=Kept(small, latents, noise))
+    return Start(sample, kept=Kept(small, latents, noise))
 
 
 def _noised(scheduler: Scheduler, latents: FloatArray, noise: FloatArray, index: int) -> FloatArray:

@@ -81,6 +81,9 @@ class _TappedMaker(ExecutorMaker):
     def forget(self, names: Collection[str]) -> None:
         self._make.forget(names)
 
+    def release(self) -> None:
+        self._make.release()
+
 
 @dataclass(frozen=True, slots=True)
 class _Step:

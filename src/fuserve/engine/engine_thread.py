@@ -60,6 +60,10 @@ class Work(Protocol[Taken, Told]):
         """Nothing is left to do. The lock is held."""
         ...
 
+    def close(self) -> None:
+        """End what belongs to the work beside this process; nothing follows."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class EngineHealth:
@@ -251,6 +255,7 @@ class EngineThread(Generic[Request, Kind]):
             self._die(f"{self._title}'s thread has died: {error!r}")
         finally:
             self._idle.set()
+            work.close()
 
     def _take_in(self, work: Work[Request, Kind]) -> bool:
         """Wait for something to do, and take in what has come; False if it is time to stop."""

@@ -73,6 +73,9 @@ class EngineTurns:
         """Nothing is left to do."""
         self._limits.note_begun(0, num_still_waiting=0)
 
+    def close(self) -> None:
+        """Whoever loaded the model ends its ranks."""
+
     def step(self) -> None:
         """One step of the engine, or one attempt to start its ranks anew."""
         if self._engine.failure is not None:

@@ -31,7 +31,8 @@ class LocalGroup:
         descriptors: what each rank inherits, by its number.
         step_timeout_s: a step that takes longer has a rank that hangs.
         join_timeout_s: a starting rank that says nothing for so long has failed.
-        on_failure: called on the watching thread, once, when all are dead.
+        on_failure: called once, when all are dead: on the watching thread, or on the one whose own
+            failure ends the group.
 
     Raises:
         RankFailedError: one could not be started, or has died already.

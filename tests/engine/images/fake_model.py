@@ -58,8 +58,14 @@ class FakeImageModel:
         self.before_step = before_step
         self.prompt_queries = self.prompt_hits = 0
         self.seen: set[str] = set()
-        self.num_decodes = 0
+        self.num_decodes = self.num_releases = self.num_closes = 0
         self.cheap_prompts: set[str] = set()
+
+    def release(self) -> None:
+        self.num_releases += 1
+
+    def close(self) -> None:
+        self.num_closes += 1
 
     def count_tokens(self, prompt: str) -> int:
         return len(prompt.split()) + 2

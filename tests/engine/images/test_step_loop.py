@@ -14,7 +14,7 @@ from fuserve.diffusion.pipeline import ImageTask
 from fuserve.engine.images.preview import Previews
 from fuserve.engine.images.request import ImageRequest, ImageUpdate
 from fuserve.engine.images.step_loop import StepLoop
-from fuserve.errors import DeadlineError, RequestFailedError
+from fuserve.errors import DeadlineError, RankFailedError, RequestFailedError
 from tests.engine.images.fake_model import FACTOR, FakeImageModel
 
 
@@ -158,6 +158,16 @@ def test_a_failing_request_hurts_no_other() -> None:
     assert isinstance(failed.error, RequestFailedError)
     assert "boom" in str(failed.error)
     assert output(updates["good"]).num_images == 1
+
+
+def test_a_rank_that_has_failed_is_told_in_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(prompt: str) -> None:
+        raise RankFailedError("rank 1 was killed")
+
+    updates = run(StepLoop(FakeImageModel(fail), max_running=1), [request("a")])
+    assert isinstance(output(updates["a"]).error, RankFailedError)
+    (record,) = caplog.records
+    assert (record.message, record.exc_info) == ("rank 1 was killed", None)
 
 
 @pytest.mark.parametrize("begun", [True, False])

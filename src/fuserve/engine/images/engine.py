@@ -163,7 +163,7 @@ class ImageEngine:
             observer=self._observer,
             clock=self._clock,
         )
-        return _Turns(self._loop, self._thread, self._limits, self._num_waiting)
+        return _Turns(self._loop, self._thread, self._limits, self._num_waiting, self._model)
 
 
 class _Turns:
@@ -175,9 +175,10 @@ class _Turns:
         thread: EngineThread[ImageRequest, ImageUpdate],
         limits: QueueLimits,
         num_waiting: Callable[[], int],
+        model: ServedModel,
     ) -> None:
         self._loop, self._thread, self._limits = loop, thread, limits
-        self._num_waiting = num_waiting
+        self._num_waiting, self._model = num_waiting, model
 
     @property
     def has_unfinished(self) -> bool:
@@ -195,6 +196,9 @@ class _Turns:
     def rest(self) -> None:
         self._limits.note_begun(0, num_still_waiting=0)
 
+    def close(self) -> None:
+        self._model.close()
+
     def step(self) -> None:
         num_waiting = self._loop.num_waiting
         updates = self._loop.step()
@@ -202,3 +206,5 @@ class _Turns:
             num_begun = num_waiting - self._loop.num_waiting
             self._limits.note_begun(num_begun, self._num_waiting())
         self._thread.deliver(updates)
+        if not self._loop.has_unfinished:
+            self._model.release()  # not in rest(), where the lock would keep requests waiting

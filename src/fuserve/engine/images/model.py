@@ -8,7 +8,7 @@ from fuserve.diffusion.image_model import ImageModel
 
 
 class ServedModel(ImageModel[Any], Protocol):
-    """A model that tells how much text it reads, and what it had read before."""
+    """A model that tells how much text it reads and has read, and that can rest."""
 
     @property
     def prompt_queries(self) -> int:
@@ -18,6 +18,14 @@ class ServedModel(ImageModel[Any], Protocol):
     @property
     def prompt_hits(self) -> int:
         """How many of them had been kept."""
+        ...
+
+    def release(self) -> None:
+        """Give back the working memory; the next step takes what it needs."""
+        ...
+
+    def close(self) -> None:
+        """End what belongs to the model beside this process; it cannot be used any more."""
         ...
 
     def count_tokens(self, prompt: str) -> int:

@@ -18,7 +18,7 @@ from fuserve.engine.images.request import (
 )
 from fuserve.engine.images.stats import ImageObserver
 from fuserve.engine.images.turns import Turns
-from fuserve.errors import DeadlineError, FuserveError, RequestFailedError
+from fuserve.errors import DeadlineError, FuserveError, RankFailedError, RequestFailedError
 
 _log = logging.getLogger("fuserve.engine.images")
 
@@ -169,6 +169,8 @@ class StepLoop:
 
 
 def _failure(error: Exception) -> FuserveError:
+    if isinstance(error, RankFailedError):
+        _log.error("%s", error)  # what it says is all that this process knows
     if isinstance(error, FuserveError):
         return error
     _log.error("A request for pictures has failed.", exc_info=error)

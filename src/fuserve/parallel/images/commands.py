@@ -45,11 +45,16 @@ class Predict:
 
 
 @dataclass(frozen=True, slots=True)
+class Release:
+    """Give back the working memory; see ``DiffusionModel.release``."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     """Leave."""
 
 
-Command = Prepare | Predict | Stop
+Command = Prepare | Predict | Release | Stop
 
 
 def encode(command: Command) -> bytes:
@@ -76,6 +81,8 @@ def encode(command: Command) -> bytes:
         case Predict():
             fields = {"number": command.number, "step": command.step, "guided": command.guided}
             return _bytes("predict", fields, {"latents": command.latents})
+        case Release():
+            return _bytes("release", {}, {})
         case Stop():
             return _bytes("stop", {}, {})
 
@@ -108,6 +115,8 @@ def decode(data: bytes) -> Command:
             )
         case "predict":
             return Predict(latents=arrays["latents"], **values)
+        case "release":
+            return Release()
         case "stop":
             return Stop()
     raise ValueError(f"a command of unknown kind {kind!r}")

@@ -95,14 +95,14 @@ class ImageGroup:
                 link.current = communicator
                 resources.callback(link.close)
             parallel = self.assignment.parallel
-            self._group = LocalGroup(
+            group = LocalGroup(
                 _PROGRAM,
                 wiring.descriptors(),
                 step_timeout_s=parallel.step_timeout_s,
                 join_timeout_s=parallel.join_timeout_s,
                 on_failure=lambda _: self._abort(),
             )
-            resources.callback(self._group.close)
+            resources.callback(group.close)
             told = {
                 rank: {
                     "rank": rank,
@@ -113,10 +113,10 @@ class ImageGroup:
                 for rank in range(1, parallel.num_ranks)
             }
             wiring.release()
-            self._group.tell(told)
-            self._group.hear("ready")
+            group.tell(told)
+            group.hear("ready")
             self.starts += 1
-            self._resources = resources.pop_all()
+            self._group, self._resources = group, resources.pop_all()
 
     def reassign(self, assignment: ImageAssignment) -> None:
         """Have ranks that are told this from the next start on; those that run end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -19,7 +20,7 @@ from fuserve.diffusion.step_cache import StepCache
 from fuserve.errors import InvalidRequestError, RankFailedError
 from fuserve.kernels.machine import num_threads
 from fuserve.parallel.images.assignment import ImageAssignment
-from fuserve.parallel.images.commands import Predict, Prepare
+from fuserve.parallel.images.commands import Predict, Prepare, Release
 from fuserve.parallel.images.group import ImageGroup
 from fuserve.parallel.images.options import ImageParallelOptions
 from fuserve.parallel.images.rank_denoiser import RankDenoiser
@@ -91,6 +92,12 @@ class GroupModel(DiffusionModel):
         """The other ranks."""
         assert self._group is not None
         return self._group
+
+    def release(self) -> None:
+        """See ``DiffusionModel.release``; the other ranks' too."""
+        super().release()
+        with suppress(RankFailedError), self.group.telling(Release()):
+            pass  # those that have failed have no memory, and the next denoiser starts them again
 
     def close(self) -> None:
         """End the ranks."""

@@ -9,7 +9,7 @@ from fuserve.diffusion.backends import make_backend
 from fuserve.diffusion.model import DiffusionModel
 from fuserve.diffusion.rank_executor import Gatherer
 from fuserve.parallel.images.assignment import ImageAssignment
-from fuserve.parallel.images.commands import Command, Predict, Prepare, Stop
+from fuserve.parallel.images.commands import Command, Predict, Prepare, Release, Stop
 from fuserve.parallel.images.rank_denoiser import RankDenoiser
 
 
@@ -34,7 +34,7 @@ class RankModel:
         self._halves = halves
         self._denoisers: dict[int, RankDenoiser] = {}
 
-    def obey(self, command: Prepare | Predict) -> None:
+    def obey(self, command: Prepare | Predict | Release) -> None:
         """Do what rank 0 does at the same time."""
         match command:
             case Prepare():
@@ -54,6 +54,8 @@ class RankModel:
             case Predict():
                 denoiser = self._denoisers[command.number]
                 denoiser.predict(command.latents, command.step, command.guided)
+            case Release():
+                self._model.release()
 
 
 def run_rank(model: RankModel, receive: Callable[[], Command]) -> None:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from fuserve.diffusion.memory_plan import plan_memory
-from fuserve.diffusion.model import MAX_TEXT_STATE_BYTES, DiffusionModel, read_parts
+from fuserve.diffusion.model import MAX_TEXT_STATE_BYTES, read_parts
 from fuserve.diffusion.options import DiffusionOptions
 from fuserve.engine.images.engine import ImageEngine
 from fuserve.errors import MissingExtraError
+from fuserve.parallel.images.model import load_image_model
+from fuserve.parallel.images.options import ImageParallelOptions
 from fuserve.server.images.context import ServedImages
 from fuserve.server.images.metrics import ImageMetrics
 from fuserve.server.metrics import ServerMetrics
@@ -22,29 +24,32 @@ class ImageSettings:
     """An image model to serve.
 
     Attributes:
-        model: as ``DiffusionModel.load`` takes it.
+        model: as ``load_image_model`` takes it.
         names: what requests may call it; the first one is reported.
-        options: how it runs.
+        options: how it runs; ``memory_bytes`` are each process's.
+        parallel: the processes that denoise together.
         max_queue_requests: that may wait to begin.
     """
 
     model: str
     names: tuple[str, ...]
     options: DiffusionOptions
+    parallel: ImageParallelOptions
     max_queue_requests: int = 32
 
 
 def reserved_bytes(settings: ImageSettings) -> int:
-    """Memory that the model is going to take: weights are only packed when they are first used.
+    """Memory that all processes of the model are going to take, once weights are packed and used.
 
     Raises:
         FuserveError: as ``DiffusionModel.load``.
     """
     options = settings.options
-    if options.memory_bytes is not None:
-        return options.memory_bytes
-    plan = plan_memory(read_parts(settings.model, options), options, sys.maxsize)
-    return plan.total + MAX_TEXT_STATE_BYTES
+    each = options.memory_bytes
+    if each is None:
+        plan = plan_memory(read_parts(settings.model, options), options, sys.maxsize)
+        each = plan.total + MAX_TEXT_STATE_BYTES
+    return each * settings.parallel.num_ranks
 
 
 def start_images(settings: ImageSettings, metrics: ServerMetrics) -> ServedImages:
@@ -52,13 +57,13 @@ def start_images(settings: ImageSettings, metrics: ServerMetrics) -> ServedImage
 
     Raises:
         MissingExtraError: Pillow, which reads and writes picture files, is not there.
-        FuserveError: as ``DiffusionModel.load``.
+        FuserveError: as ``load_image_model``.
     """
     if find_spec("PIL") is None:
         raise MissingExtraError("pillow", "image", "serving an image model")
     observer = ImageMetrics(metrics.registry, settings.names[0])
     engine = ImageEngine(
-        lambda: DiffusionModel.load(settings.model, settings.options),
+        lambda: load_image_model(settings.model, settings.options, settings.parallel),
         max_queue_requests=settings.max_queue_requests,
         observer=observer,
     )

@@ -9,12 +9,12 @@ from typing import Any
 
 from PIL import Image
 
-from fuserve.diffusion.image_params import ImageParams
+from fuserve.diffusion.image_params import MAX_SIDE, ImageParams
 from fuserve.engine.images.model import ServedModel
 from fuserve.errors import InvalidRequestError
 from fuserve.server.errors import ApiError, invalid
 from fuserve.server.images.pictures import has_alpha, mask_pixels, rgb_pixels
-from fuserve.server.protocol.image import EditBody, ImageBody
+from fuserve.server.protocol.image import MAX_PIXELS, EditBody, ImageBody
 
 _FIELDS = {
     "width": "size",
@@ -56,6 +56,9 @@ def edit_params(
     if width is None or height is None:
         multiple = model.size_multiple
         width, height = (max(1, round(side / multiple)) * multiple for side in image.size)
+        _check_size("image", width, height)  # a narrow picture grows by what it is rounded up to
+    else:
+        _check_size("size", width, height)
     if mask is None and has_alpha(image):
         mask = image
     return _params(
@@ -66,6 +69,16 @@ def edit_params(
         init_image=rgb_pixels(image, width, height),
         mask=None if mask is None else mask_pixels(mask, width, height),
     )
+
+
+def _check_size(param: str, width: int, height: int) -> None:
+    """Refuse, before it is allocated, what no model may paint."""
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise invalid(
+            param,
+            f"{param} makes a picture of {width} x {height}; at most {MAX_SIDE} pixels a side and "
+            f"{MAX_PIXELS} in all are painted.",
+        )
 
 
 def field_error(error: InvalidRequestError) -> ApiError:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from fuserve.diffusion.image_file import to_pixels
 from fuserve.server.errors import invalid
 from fuserve.server.protocol.image import MAX_PIXELS
 
@@ -20,9 +21,8 @@ _HALF = 128
 
 def png_base64(image: FloatArray) -> str:
     """A picture ``[height, width, 3]`` from 0 to 1 as a PNG in base64."""
-    pixels = (np.clip(image, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    Image.fromarray(to_pixels(image)).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
@@ -36,11 +36,14 @@ def read_picture(data: bytes, param: str) -> Image.Image:
     Raises:
         ApiError: it is none of them, damaged, or too large.
     """
+    too_large = invalid(param, f"{param} has more than {MAX_PIXELS} pixels.")
     try:
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.width * image.height > MAX_PIXELS:  # before anything is unpacked
-            raise invalid(param, f"{param} has more than {MAX_PIXELS} pixels.")
+            raise too_large
         image.load()
+    except Image.DecompressionBombError as error:  # far more, which Pillow refuses itself
+        raise too_large from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         message = f"{param} is not a readable PNG, JPEG or WebP picture."
         raise invalid(param, message) from error

@@ -10,7 +10,8 @@ from typing import Any
 
 from fuserve.engine.images.request import FloatArray, ImageOutput, ImageUpdate
 from fuserve.engine.request_stream import RequestStream
-from fuserve.errors import EngineStoppedError, InvalidRequestError
+from fuserve.errors import CapacityError, EngineStoppedError, InvalidRequestError
+from fuserve.server.errors import invalid
 from fuserve.server.facts import RequestFacts
 from fuserve.server.images.context import ImageContext
 from fuserve.server.images.params import field_error
@@ -120,6 +121,8 @@ class ImageReply:
             facts.queue_s = output.begun_s - output.arrival_s
         if isinstance(output.error, InvalidRequestError):
             raise field_error(output.error) from output.error
+        if isinstance(output.error, CapacityError):  # a smaller picture would fit
+            raise invalid("size", str(output.error)) from output.error
         if output.error is not None:
             raise output.error
         if output.finish_reason == "abort":

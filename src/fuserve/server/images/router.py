@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from fuserve.diffusion.image_params import ImageParams
-from fuserve.errors import InvalidRequestError
+from fuserve.errors import InvalidRequestError, UnsupportedModelError
 from fuserve.server.answer import json_answer
 from fuserve.server.errors import ApiError, invalid
 from fuserve.server.event_stream import EventStream
@@ -63,6 +63,9 @@ async def _answer(
     facts.model, facts.streams = context.name, bool(body.stream)
     if context.config.log_prompts:
         facts.prompt = body.prompt
+    # A long prompt would hold up the event loop; and once it is submitted, nothing may be awaited
+    # but its stream, which ends with its reader.
+    num_tokens = await context.workers.run(context.engine.model.count_tokens, body.prompt)
     try:
         stream = context.engine.submit(
             body.prompt,
@@ -73,8 +76,12 @@ async def _answer(
         )
     except InvalidRequestError as error:
         raise field_error(error) from error
+    except UnsupportedModelError as error:
+        if body.scheduler is None:
+            raise
+        raise invalid("scheduler", str(error)) from error
     facts.engine_request_id = stream.request_id
-    reply = ImageReply(context, kind, stream, context.engine.model.count_tokens(body.prompt), facts)
+    reply = ImageReply(context, kind, stream, num_tokens, facts)
     if body.stream:
         return EventStream(reply.events())
     return await json_answer(request, reply.whole())

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
+from fuserve.diffusion.prompts import MAX_PROMPT_CHARACTERS
 from fuserve.server.protocol.sampling import RequestBody
 
 MAX_IMAGES = 10
@@ -21,7 +22,7 @@ class ImageBody(RequestBody):
     OpenAI's and mean nothing to a diffusion model: ``steps`` decides the quality.
     """
 
-    prompt: str = Field(min_length=1)
+    prompt: str = Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)
     model: str | None = None
     n: int | None = Field(None, ge=1, le=MAX_IMAGES)
     size: str | None = None
@@ -36,7 +37,7 @@ class ImageBody(RequestBody):
 
     seed: int | None = Field(None, ge=0, lt=2**63)
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
-    negative_prompt: str | None = None
+    negative_prompt: str | None = Field(None, max_length=MAX_PROMPT_CHARACTERS)
     guidance_scale: float | None = Field(None, ge=0, le=100)
     scheduler: str | None = None
     cache_interval: int | None = Field(None, ge=1, le=MAX_STEPS)
