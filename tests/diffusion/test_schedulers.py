@@ -234,6 +234,11 @@ def test_a_number_of_steps_out_of_range_is_refused(steps: int) -> None:
         make_scheduler(SD21, steps)
 
 
+def test_an_offset_beyond_the_last_timestep_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="steps_offset of 1 begins beyond"):
+        make_scheduler({**SD15, "timestep_spacing": "leading", "steps_offset": 1}, 1000, "ddim")
+
+
 def test_more_steps_than_a_distillation_had_are_refused() -> None:
     with pytest.raises(InvalidRequestError, match="steps=51"):
         make_scheduler(LCM_DREAMSHAPER, 51)

@@ -52,10 +52,21 @@ def linspace(num_train: int, num_steps: int) -> FloatArray:
 
 
 def whole_timesteps(fields: SchedulerFields, num_train: int, num_steps: int) -> FloatArray:
-    """As the config spaces them, rounded."""
+    """As the config spaces them, rounded.
+
+    Raises:
+        InvalidRequestError: with its offset the first one would be beyond the training's last.
+    """
     spacing = fields.choice("timestep_spacing", "leading", SPACINGS)
     if spacing == "leading":
-        return leading(num_train, num_steps, fields.integer("steps_offset", 0))
+        offset = fields.integer("steps_offset", 0)
+        timesteps = leading(num_train, num_steps, offset)
+        if timesteps[0] >= num_train:
+            raise InvalidRequestError(
+                f"steps={num_steps} with the model's steps_offset of {offset} begins beyond its "
+                f"last timestep, {num_train - 1}; take fewer steps."
+            )
+        return timesteps
     if spacing == "trailing":
         return trailing(num_train, num_steps)
     return np.round(linspace(num_train, num_steps))
