@@ -30,7 +30,7 @@ help:  ## List the commands.
 demo: $(USER)/.stamps/fuserve $(USER)/.stamps/demo  ## Install fuserve, let small models answer and paint.
 	@$(USER)/bin/fuserve generate --model demo --chat --temperature 0 --max-tokens 200 "$(QUESTION)" </dev/null
 	@mkdir -p build
-	@$(USER)/bin/fuserve image --model demo-diffusion --guidance-scale 3 --seed 8 --out build/demo.png "$(PICTURE)" </dev/null
+	@$(USER)/bin/fuserve image --model demo-diffusion --guidance-scale 2 --seed 7 --out build/demo.png "$(PICTURE)" </dev/null
 
 serve: $(USER)/.stamps/fuserve $(USER)/.stamps/demo  ## Serve the small model, with a web page to try it.
 	@$(USER)/bin/fuserve serve --model demo

@@ -30,15 +30,17 @@ def test_it_paints_the_object_that_a_caption_names(painter: TextToImage) -> None
     every = scenes.captions(np.random.default_rng(22))
     captions = list(itertools.islice((one for one in every if len(one.items) == 1), 20))
     painted = [_paint(painter, str(caption), i, 10) for i, caption in enumerate(captions)]
-    assert sample.measure(painted, captions)["content"] >= 14 / 20
+    assert sample.measure(painted, captions)["content"] >= 18 / 20
 
 
-def test_it_paints_both_objects_of_held_out_captions(painter: TextToImage) -> None:
+def test_it_paints_both_objects_where_held_out_captions_say(
+    painter: TextToImage,
+) -> None:
     captions = list(itertools.islice(scenes.captions(np.random.default_rng(23), True), 16))
     painted = [_paint(painter, str(caption), i, 10) for i, caption in enumerate(captions)]
     shares = sample.measure(painted, captions)
     assert shares["count"] >= 15 / 16
-    assert shares["content"] >= 4 / 16  # which of the two stands where is right half of the time
+    assert shares["content"] >= 13 / 16
 
 
 def test_a_seed_means_the_picture_that_it_means_in_diffusers(painter: TextToImage) -> None:

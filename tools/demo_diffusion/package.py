@@ -20,7 +20,7 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from tools.demo_diffusion import network, sample, scenes, train, train_unet
 
 PACKAGE = Path("packages/fuserve-demo-diffusion")
-GUIDANCE = 3.0
+GUIDANCE = 2.0
 _SHEET = 32  # pictures on the contact sheet
 _COLUMNS = ("content", "whole", "colours", "shapes", "relation", "sizes", "background")
 
@@ -95,7 +95,7 @@ is `demo-diffusion`.
 ## What it understands
 - One object, or two and their relation: {", ".join(scenes.RELATIONS)}.
 - Colours: {colours}. Shapes: {shapes}. Sizes: small, large, or none said.
-- "on a white background" (or gray, or black); any of them where none is said.
+- "on a gray background" (or black, or white); {scenes.BACKGROUND} where none is said.
 
 Anything else it does not know. It paints no people, places or texts.
 
@@ -120,17 +120,12 @@ caption says; `whole`: also the sizes and the background that it names. The judg
 Held-out captions name two objects that training has shown, though never together. An object never
 seen is a {never}, which training has not shown at all.
 
-Two objects are nearly always there, with their colours, on the axis that the relation names; but
-which of the two stands where the model does not know well, and that is most of what `colours` and
-`shapes` miss.
-
 ## Training
 `python -m tools.demo_diffusion.train WORK_FOLDER` in fuserve's repository, seed 0,
-two processes of one thread each. The text encoder first learns to tell what stands where
-({train.TEXT_STEPS} steps), the autoencoder learns from scenes and crowded
-pictures ({train.AUTOENCODER_STEPS} steps), then the UNet and the text encoder learn together from
-{train.SCENES} scenes of the whole spread and, from step {train_unet.TIDY_FROM} of {steps} on,
-{train.SCENES} tidy ones, in batches of {min(sizes)} to {max(sizes)}. CPU seconds of each of the two
+two processes of one thread each, in one go. The text encoder learns to say what stands where
+({train.TEXT_STEPS} steps) and stays as it is, the autoencoder learns from scenes and crowded
+pictures ({train.AUTOENCODER_STEPS} steps), then the UNet learns from {train.SCENES} scenes
+({steps} steps of {min(sizes)} and then {max(sizes)} scenes). CPU seconds of each of the two
 processes:
 {", ".join(f"{stage} {value}" for stage, value in seconds.items())}.
 

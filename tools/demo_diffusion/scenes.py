@@ -1,9 +1,10 @@
 """Synthetic captioned scenes: what they hold, how they are told and how they are painted.
 
 A scene holds one object, or two that stand in a relation: "a small red circle above a blue square
-on a white background". What a caption leaves out (a size, the background) is drawn at random, so
-a caption has many pictures. Captions held out from training are those of objects that never meet
-in it (and of two objects that never occur in it at all).
+on a black background". The background is white where a caption leaves it out; where exactly an
+object stands, how large and of which shade it is, is drawn at random, so a caption has many
+pictures. Captions held out from training are those of objects that never meet in it (and of two
+objects that never occur in it at all).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ COLOURS = {
     "purple": (150, 60, 190),
 }
 BACKGROUNDS = {"white": (240, 240, 240), "gray": (135, 135, 135), "black": (22, 22, 22)}
+BACKGROUND = "white"  # where a caption names none
 SHAPES = ("circle", "square", "triangle", "cross")
 RADII = {"small": (6.5, 7.5), None: (9.0, 10.25), "large": (11.75, 13.0)}  # pixels; None: not said
 RELATIONS = {  # the first object's direction from the second: (right, down)
@@ -151,8 +153,7 @@ def paint(
     caption: Caption, rng: np.random.Generator, spread: float = 1.0, size: int = IMAGE_SIZE
 ) -> NDArray[np.uint8]:
     """One of the caption's pictures, [size, size, 3]; ``spread`` as in ``place``."""
-    name = caption.background or str(rng.choice(list(BACKGROUNDS)))
-    background = _jittered(BACKGROUNDS[name], rng, spread)
+    background = _jittered(BACKGROUNDS[caption.background or BACKGROUND], rng, spread)
     return render(place(caption, rng, spread), background, spread * rng.uniform(-1, 1), size)
 
 

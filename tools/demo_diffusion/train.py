@@ -1,6 +1,6 @@
 """Train the demo model: ``python -m tools.demo_diffusion.train WORK_FOLDER``.
 
-The stages: the text encoder, the autoencoder, the UNet with the text encoder.
+The stages: the text encoder, the autoencoder, the UNet.
 What a stage has finished lies in the work folder, and a stopped run goes on from there; the folder
 ``model`` in it is the finished pipeline, which ``package.py`` measures and ships. Everything is
 drawn from the seed.
@@ -36,9 +36,9 @@ from tools.demo_diffusion import (
     train_unet,
 )
 
-TEXT_STEPS = 500
+TEXT_STEPS = 600
 AUTOENCODER_STEPS = 1500
-SCENES = 16_000  # of each spread
+SCENES = 24_000
 REPORT_STEPS = 250
 GLIMPSE = 32  # captions painted at each report
 
@@ -59,10 +59,7 @@ def train(work: Path, seed: int) -> None:
     words = CLIPTokenizer.from_pretrained(work / "tokenizer")
     text_encoder = _text_encoder(work / "text_encoder", words, seed)
     vae = _autoencoder(work / "vae", seed)
-    scenes_of_all_spreads = _scenes(work, "scenes", vae, words, seed)
-    tidy = _scenes(work, "tidy-scenes", vae, words, seed, train_unet.TIDY_SPREAD)
-
-    trainer = train_unet.Trainer(scenes_of_all_spreads, text_encoder, seed)
+    trainer = train_unet.Trainer(_scenes(work, vae, words, seed), text_encoder, seed)
     checkpoint = work / "unet.safetensors"
     if checkpoint.exists():
         trainer.load(checkpoint)
@@ -73,12 +70,9 @@ def train(work: Path, seed: int) -> None:
             return
         trainer.save(checkpoint)
         _note_time(work, "unet", trainer.cpu_seconds)
-        average = trainer.average
-        folder.write(work / "model", vae, average.unet, average.text_encoder)
+        folder.write(work / "model", vae, trainer.average, text_encoder)
         _glimpse(work, trainer.step)
 
-    trainer.run(train_unet.TIDY_FROM, REPORT_STEPS, report)
-    trainer.data = tidy
     trainer.run(train_unet.STEPS, REPORT_STEPS, report)
 
 
@@ -87,7 +81,7 @@ def _text_encoder(place: Path, words: CLIPTokenizer, seed: int) -> CLIPTextModel
         with _timed(place.parent, "text encoder"):
             model = train_text_encoder.train(words, TEXT_STEPS, seed)
         _write(lambda: model.save_pretrained(place))
-    return CLIPTextModel.from_pretrained(place).train()
+    return CLIPTextModel.from_pretrained(place)
 
 
 def _autoencoder(place: Path, seed: int) -> AutoencoderKL:
@@ -98,18 +92,11 @@ def _autoencoder(place: Path, seed: int) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(place).to(memory_format=torch.channels_last).eval()
 
 
-def _scenes(
-    work: Path,
-    name: str,
-    vae: AutoencoderKL,
-    words: CLIPTokenizer,
-    seed: int,
-    spread: float = 1.0,
-) -> train_unet.Encoded:
-    place = work / f"{name}.safetensors"
+def _scenes(work: Path, vae: AutoencoderKL, words: CLIPTokenizer, seed: int) -> train_unet.Encoded:
+    place = work / "scenes.safetensors"
     if not place.exists():
-        with _timed(work, f"encoding {name}"):
-            data = train_unet.encode(vae, words, SCENES, seed, spread)
+        with _timed(work, "encoding"):
+            data = train_unet.encode(vae, words, SCENES, seed)
         _write(lambda: vae.save_pretrained(work / "vae"))  # it knows its scaling factor now
         _write(lambda: save_file(dataclasses.asdict(data), place))
     return train_unet.Encoded(**load_file(place))
@@ -142,7 +129,7 @@ def _glimpse(work: Path, step: int) -> None:
     """Paint some held-out captions with few steps, to see where the run stands."""
     captions = list(itertools.islice(scenes.captions(np.random.default_rng(7), True), GLIMPSE))
     pipeline = StableDiffusionPipeline.from_pretrained(work / "model", torch_dtype=torch.float32)
-    painted = sample.pictures(pipeline, captions, steps=8, guidance=3.0)
+    painted = sample.pictures(pipeline, captions, steps=8, guidance=2.0)
     sample.contact_sheet(painted, work / f"step-{step:05}.png")
     shares = sample.measure(painted, captions)
     print(f"unet {step}: {', '.join(f'{k} {v:.0%}' for k, v in shares.items())}", flush=True)

@@ -1,11 +1,10 @@
-"""Stage 3: the UNet and the text encoder together, on latents encoded once.
+"""Stage 3: the UNet, on latents encoded once; the text encoder stays as it is.
 
 Velocity prediction (Salimans and Ho 2022), an empty caption for one in ten samples so that
 classifier-free guidance works (Ho and Salimans 2022), an exponential moving average of the
-weights. First scenes of the whole spread, which teach colours, relations and rough shapes; then
-tidy ones, where a caption says nearly all of the picture, so that also shapes are worth much of the
-loss. What a caption says of shapes matters at middle noise most (with shapes swapped in the
-captions, the loss grows there), so later steps draw most of their timesteps from it.
+weights. Scenes are tidy, so a caption says nearly all of the picture and each of its words is worth
+much of the loss. At high noise the UNet has only the caption to go by: most timesteps are drawn
+from there.
 """
 
 from __future__ import annotations
@@ -15,34 +14,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from tools.demo_diffusion import network, ranks, scenes
 from tools.demo_diffusion.train_autoencoder import to_tensor
 
-TIDY_FROM = 8250  # the step from which scenes are tidy
-TIDY_SPREAD = 0.25
-STEPS = 13_000
-BATCHES = {0: 16, 3000: 32, 7500: 64, TIDY_FROM: 32}  # scenes a step, from a step on
-RATES = (  # steps, learning rates
-    (0, 200, 7500, TIDY_FROM, 10_500, 12_250, STEPS),
-    (0.0, 1e-3, 1e-3, 7e-4, 2.8e-4, 3.85e-4, 0.0),
-)
-TIMES = {  # from a step on: shares of the draws, of the timesteps from low noise to high
-    0: ((0.0, 1.0), (0.0, 1.0)),
-    5000: ((0.0, 0.15, 0.9, 1.0), (0.0, 0.3, 0.8, 1.0)),
-    10_500: ((0.0, 0.2, 0.95, 1.0), (0.0, 0.4, 0.9, 1.0)),
-}
-UNSCALED = AutoencoderKL().config.scaling_factor  # of a new autoencoder
+SPREAD = 0.25  # of the scenes, see scenes.place
+STEPS = 7250
+BATCHES = {0: 16, 2000: 32}  # scenes a step, from a step on: small ones learn soonest
+RATES = ((0, 200, 5000, 6000, STEPS), (0.0, 1e-3, 1e-3, 7.5e-4, 0.0))  # steps, learning rates
+TIMES = ((0.0, 0.25, 1.0), (0.0, 0.5, 1.0))  # shares of the draws, of the timesteps from low noise
 EMPTY_CAPTIONS = 0.1
 EMA_DECAY = 0.997
 
@@ -56,45 +44,25 @@ class Encoded:
     empty: torch.Tensor  # int64 [MAX_TOKENS], the empty caption
 
 
-class Denoiser(nn.Module):
-    """What is trained together: caption tokens and noisy latents to a velocity."""
-
-    def __init__(self, text_encoder: CLIPTextModel) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-        self.unet = network.unet().to(memory_format=torch.channels_last)
-
-    def forward(
-        self, latents: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor
-    ) -> torch.Tensor:
-        """The velocity [n, 4, 16, 16] of latents [n, 4, 16, 16] at timesteps [n]."""
-        hidden = self.text_encoder(tokens).last_hidden_state
-        return self.unet(latents, timesteps, hidden).sample
-
-
 @torch.no_grad()
-def encode(
-    model: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, seed: int, spread: float = 1.0
-) -> Encoded:
+def encode(model: AutoencoderKL, tokenizer: CLIPTokenizer, count: int, seed: int) -> Encoded:
     """Paint ``count`` scenes and encode them.
 
-    The first time sets the autoencoder's ``scaling_factor``, for latents of standard deviation 1.
+    Sets the autoencoder's ``scaling_factor``, for latents of standard deviation 1.
     """
     rng = np.random.default_rng([seed, 2, ranks.rank()])
     captions = scenes.captions(rng)
     latents, texts = [], []
     while len(texts) < count // ranks.count():
         some = [next(captions) for _ in range(50)]
-        pictures = to_tensor(np.stack([scenes.paint(caption, rng, spread) for caption in some]))
+        pictures = to_tensor(np.stack([scenes.paint(caption, rng, SPREAD) for caption in some]))
         latents.append(model.encode(pictures).latent_dist.mode().contiguous())
         texts += map(str, some)
     every = ranks.gather(torch.cat(latents).contiguous())
-    if model.config.scaling_factor == UNSCALED:
-        model.register_to_config(scaling_factor=round(1 / every.std().item(), 4))
+    scale = round(1 / every.std().item(), 4)
+    model.register_to_config(scaling_factor=scale)
     tokens = ranks.gather(network.tokenize(tokenizer, texts))
-    return Encoded(
-        (every * model.config.scaling_factor).half(), tokens, network.tokenize(tokenizer, [""])[0]
-    )
+    return Encoded((every * scale).half(), tokens, network.tokenize(tokenizer, [""])[0])
 
 
 class Trainer:
@@ -104,7 +72,8 @@ class Trainer:
         torch.manual_seed(seed)
         self.data, self.seed, self.step = data, seed, 0
         self.cpu_seconds = 0.0
-        self.model = Denoiser(text_encoder)
+        self.text_encoder = text_encoder.requires_grad_(False).eval()
+        self.model = network.unet().to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), betas=(0.9, 0.99), weight_decay=0.01, fused=True
@@ -154,7 +123,8 @@ class Trainer:
         signal = self.alphas[timesteps].sqrt()[:, None, None, None]
         sigma = (1 - self.alphas[timesteps]).sqrt()[:, None, None, None]
         velocity = signal * noise - sigma * latents
-        predicted = self.model(signal * latents + sigma * noise, timesteps, tokens)
+        states = self.text_encoder(tokens).last_hidden_state
+        predicted = self.model(signal * latents + sigma * noise, timesteps, states).sample
         loss = functional.mse_loss(predicted, velocity)
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.zero_grad()
@@ -179,7 +149,7 @@ class Trainer:
         tokens = torch.where(dropped[:, None], self.data.empty, self.data.tokens[rows])
         # One timestep from each of as many equal spans: the loss varies less between batches.
         spans = torch.arange(batch) + torch.rand(batch, generator=draw)
-        times = np.interp(spans.double().numpy() / batch, *_latest(TIMES, self.step))
+        times = np.interp(spans.double().numpy() / batch, *TIMES)
         last = len(self.alphas) - 1
         timesteps = torch.from_numpy(times * len(self.alphas)).long().clamp(max=last)
         noise = torch.randn(latents.shape, generator=draw)
@@ -193,18 +163,13 @@ class Trainer:
         torch._foreach_lerp_(averages, current, 1 - decay)
 
 
-def _latest(schedule: dict[int, Any], step: int) -> Any:
-    """What holds at a step, of what holds from some steps on."""
-    return next(value for first, value in reversed(schedule.items()) if step >= first)
-
-
 def _under(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def batch_size(step: int) -> int:
     """How many scenes a step sees, over all ranks."""
-    return _latest(BATCHES, step)
+    return next(size for first, size in reversed(BATCHES.items()) if step >= first)
 
 
 def scenes_before(step: int) -> int:
