@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=100)
     parser.add_argument("--schemes", default="w8a8,w8a8-static,w4a8")
     parser.add_argument("--schedules", default="ddim:20,dpm++2m:8,dpm++2m:4")
-    parser.add_argument("--guidance-scale", type=float, default=3.0)
+    parser.add_argument("--guidance-scale", type=float, default=2.0)
     parser.add_argument("--num-prompts", type=int, default=8, help="to calibrate on")
     parser.add_argument("--work", type=Path, help="keep the quantized folders here")
     args = parser.parse_args()

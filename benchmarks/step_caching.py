@@ -74,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--prompts", nargs="+", help="instead of captions held out of training")
     parser.add_argument("--pictures", type=int, default=48, help="captions that are painted")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance-scale", type=float, default=3.0)
+    parser.add_argument("--guidance-scale", type=float, default=2.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--write-docs", action="store_true", help=f"put the table into {DOCS.name}")
     return parser.parse_args()
