@@ -17,8 +17,8 @@ constexpr std::ptrdiff_t kSumPlane = (kChunkGroups * kPixels + 1) * kTileRows;
 
 // A square of Outputs x Outputs pixels is one row of each of the component products. Squares are
 // numbered row by row. Filters are transformed a block of channels at a time, where they are used:
-// kept, they would be Outputs^2 / 4 times as large and no longer fit into the caches, and what is
-// read of them serves so many multiplications that transforming it anew hardly shows.
+// kept, they would be 1.8 or 4 times as large and no longer fit into the caches, and what is read
+// of them serves so many multiplications that transforming it anew hardly shows.
 template <int Outputs>
 struct WinogradUnit {
   static constexpr int kSide = Outputs + 2;

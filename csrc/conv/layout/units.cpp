@@ -11,7 +11,8 @@ constexpr double kQuantizeValue = 3.0;    // with SiLU
 constexpr double kIntegerRate = 2.3;      // multiply-adds of int8, over fp32's
 constexpr double kTransformValue = 0.6;   // a component of a value of the input
 constexpr double kTransformWeight = 3.0;  // a component of sixteen weights, for a chunk of squares
-constexpr double kWeightByte = 0.1;       // reading weights, of which prefetching hides much
+constexpr int kChunkSquares = 72;
+constexpr double kWeightByte = 0.1;  // reading weights, of which prefetching hides much
 constexpr double kSpilledSum = 0.3;  // a sum that leaves the second-level cache, for each block
 constexpr double kCachedSums = 64e3;
 constexpr double kMostTransformed = 1.5e6;  // transformed values, in the last-level cache
@@ -32,7 +33,7 @@ double cost(const ConvShape& shape, int width, int rows, int tiles) {
   }
   const int m = shape.tile_outputs();
   const double transformed = ceil_div(rows, m) * ceil_div(width, m) * shape.components() * channels;
-  const int chunks = ceil_div(ceil_div(rows, m) * ceil_div(width, m), 72);
+  const int chunks = ceil_div(ceil_div(rows, m) * ceil_div(width, m), kChunkSquares);
   const double filters = kTransformWeight * chunks * channels * shape.components() * tiles;
   const double total = transformed * (tiles + kTransformValue) + filters + pack + weights;
   return transformed > kMostTransformed ? 2.0 * total : total;
