@@ -1,4 +1,4 @@
-"""How fast are a guided step and a decoding of Stable Diffusion 1.5 beside diffusers?
+"""How fast are a guided step and a decoding of Stable Diffusion 1.5 beside diffusers, OpenVINO?
 
 Every engine runs in a process of its own, on the same random weights of the full configuration and
 the same inputs; rounds are interleaved and the median is reported, with the machine's ceiling
@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,13 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE / "peers"))
+
+from openvino_setup import ENVIRONMENT, make_environment  # noqa: E402
+
 CACHE = HERE.parent / ".cache" / "peers" / "sd15-random"
 RESULTS = HERE / "results"
+SITE_PACKAGES = sysconfig.get_path("purelib", vars={"base": str(ENVIRONMENT)})  # OpenVINO's
 PARTS = {"unet": "one guided step of the UNet", "vae": "one decoding of the autoencoder"}
 
 
@@ -45,6 +51,9 @@ CONTESTANTS = {
     "channels_last": Contestant(
         "diffusers channels_last", "diffusers_worker.py", ("channels_last=1",)
     ),
+    "openvino": Contestant(
+        "OpenVINO fp32", "openvino_image_worker.py", (f"site_packages={SITE_PACKAGES}",)
+    ),
     "fuserve": Contestant("fuserve fp32", "fuserve_image_worker.py"),
     "exact": Contestant("fuserve fp32, exact_conv", "fuserve_image_worker.py", ("exact_conv=1",)),
     "half": Contestant("fuserve float16 weights", "fuserve_image_worker.py", ("half=1",)),
@@ -54,6 +63,10 @@ CONTESTANTS = {
 def main() -> None:
     """Measure, print, write."""
     given = parse_arguments()
+    given.engines = given.engines.split(",")
+    if "openvino" in given.engines and not make_environment(ENVIRONMENT / "bin" / "python"):
+        print("OpenVINO does not install here: without its row", file=sys.stderr)
+        given.engines.remove("openvino")
     folder = given.folder or random_folder()
     tables = {part: measure(part, folder, given) for part in given.parts.split(",")}
     result = {
@@ -76,7 +89,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--engines", default="diffusers,channels_last,fuserve")
+    parser.add_argument("--engines", default="diffusers,channels_last,openvino,fuserve")
     parser.add_argument("--parts", default="unet,vae", help="of " + ", ".join(PARTS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--size", type=int, default=512, help="pixels of a side")
@@ -110,7 +123,7 @@ def random_folder() -> Path:
 
 def measure(part: str, folder: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
     """Every engine once a round; medians, the worst of memory, the largest difference."""
-    contestants = {name: CONTESTANTS[name] for name in given.engines.split(",")}
+    contestants = {name: CONTESTANTS[name] for name in given.engines}
     if given.quantization and part == "unet":
         option = f"input_scales={input_scales(folder, given)}"
         rounded = Contestant("fuserve W8A8", "fuserve_image_worker.py", (option,))

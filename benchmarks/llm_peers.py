@@ -27,7 +27,6 @@ from markdown_block import replace_block
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 CACHE = ROOT / ".cache" / "peers"
-OPENVINO = ROOT / ".cache" / "peers-openvino"
 RESULTS = HERE / "results"
 README = ROOT / "README.md"
 
@@ -35,6 +34,7 @@ sys.path.insert(0, str(HERE / "peers"))
 
 from instruction_sets import INSTRUCTION_SETS, limits  # noqa: E402
 from llama_setup import build_llama, llama_folder  # noqa: E402
+from openvino_setup import ENVIRONMENT, prepare  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--openvino-python",
         type=Path,
-        default=OPENVINO / "bin" / "python",
+        default=ENVIRONMENT / "bin" / "python",
         help="interpreter with OpenVINO GenAI; installed if it does not exist",
     )
     parser.add_argument("--write-readme", action="store_true", help="put the table into README.md")
@@ -153,7 +153,7 @@ def llama_1b(engines: list[str]) -> tuple[str, list[Contestant]]:
 
 def openvino(config_name: str) -> list[Contestant]:
     """OpenVINO GenAI's rows of a model; their folders are written by `leave_out_missing`."""
-    folder = OPENVINO / "models"
+    folder = ENVIRONMENT / "models"
     return [
         Contestant(
             "openvino", f"OpenVINO GenAI {kind.upper()}", str(folder / f"{config_name}-{kind}")
@@ -167,8 +167,6 @@ def leave_out_missing(contestants: list[Contestant], python: Path) -> list[Conte
     rows = [c for c in contestants if c.engine == "openvino"]
     if not rows:
         return contestants
-    from openvino_setup import prepare
-
     ready = prepare(python, [Path(row.model) for row in rows], HERE / "configs")
     missing = [row for row in rows if Path(row.model) not in ready]
     for row in missing:

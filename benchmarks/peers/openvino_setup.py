@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+ENVIRONMENT = HERE.parents[1] / ".cache" / "peers-openvino"
 # torch only converts models here; its CPU build is enough.
 PACKAGES = (
     "openvino-genai==2026.4.1.0",
