@@ -122,7 +122,7 @@ seen is a {never}, which training has not shown at all.
 
 ## Training
 `python -m tools.demo_diffusion.train WORK_FOLDER` in fuserve's repository, seed 0,
-two processes of one thread each, in one go. The text encoder learns to say what stands where
+two processes of one thread each. The text encoder learns to say what stands where
 ({train.TEXT_STEPS} steps) and stays as it is, the autoencoder learns from scenes and crowded
 pictures ({train.AUTOENCODER_STEPS} steps), then the UNet learns from {train.SCENES} scenes
 ({steps} steps of {min(sizes)} and then {max(sizes)} scenes). CPU seconds of each of the two
