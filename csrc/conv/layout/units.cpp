@@ -32,9 +32,10 @@ double cost(const ConvShape& shape, int width, int rows, int tiles) {
     return (shape.is_integer() ? products / kIntegerRate : products) + pack + weights + spilled;
   }
   const int m = shape.tile_outputs();
-  const double transformed = ceil_div(rows, m) * ceil_div(width, m) * shape.components() * channels;
-  const int chunks = ceil_div(ceil_div(rows, m) * ceil_div(width, m), kChunkSquares);
-  const double filters = kTransformWeight * chunks * channels * shape.components() * tiles;
+  const int squares = ceil_div(rows, m) * ceil_div(width, m);
+  const double transformed = squares * shape.components() * channels;
+  const double filters =
+      kTransformWeight * ceil_div(squares, kChunkSquares) * channels * shape.components() * tiles;
   const double total = transformed * (tiles + kTransformValue) + filters + pack + weights;
   return transformed > kMostTransformed ? 2.0 * total : total;
 }
