@@ -16,6 +16,7 @@ from fuserve.kernels.conv import (
     ConvActivation,
     ConvMethod,
     ConvQuantization,
+    ConvWeights,
     conv_shape,
     pack_conv,
     pack_conv_codes,
@@ -86,7 +87,7 @@ METHODS = {
 
 def measure_convs(effort: Effort, quick: bool) -> Iterator[Row]:
     """Every method on every layer it can do; rates are those of the multiplications that the
-    definition has (of the four phases, upsampling), so Winograd can pass the ceiling.
+    definition has, so Winograd can pass the ceiling.
     """
     pool = ThreadPool(effort.threads)
     for layer in QUICK if quick else UNET + DECODER:
@@ -94,7 +95,7 @@ def measure_convs(effort: Effort, quick: bool) -> Iterator[Row]:
 
 
 def measure_integer_convs(effort: Effort, quick: bool) -> Iterator[Row]:
-    """Every layer of the denoiser in int8, beside the fastest of the methods in fp32."""
+    """Every method in int8 on every layer of the denoiser, beside the fastest of those in fp32."""
     pool = ThreadPool(effort.threads)
     for layer in [layer for layer in QUICK if layer in INTEGER] if quick else INTEGER:
         ceiling = measure_row_dot(effort.threads)
@@ -104,22 +105,27 @@ def measure_integer_convs(effort: Effort, quick: bool) -> Iterator[Row]:
             METHODS[method]: (_our_conv(layer, filters, method, pool), 1)
             for method in _methods(layer)
         }
-        calls["conv int8"] = (_our_conv(layer, filters, ConvMethod.INTEGER, pool), 1)
+        integer = [method for method in _methods(layer) if method != ConvMethod.WINOGRAD4]
+        for method in integer:
+            calls[f"{METHODS[method]} int8"] = (
+                _our_conv(layer, filters, method, pool, ConvWeights.INT8),
+                1,
+            )
         seconds = in_turns(calls, effort)
-        ours = seconds.pop("conv int8")
-        best = min(seconds, key=lambda name: seconds[name])
-        yield Row(
-            "conv int8",
-            layer.name,
-            layer.case,
-            ours,
-            _operations(layer, layer.filter**2) / ours / 1e9,
-            "GOP/s",
-            "row dot",
-            ceiling / 1e9,
-            best,
-            seconds[best],
-        )
+        best = min(map(METHODS.__getitem__, _methods(layer)), key=seconds.__getitem__)
+        for name in (f"{METHODS[method]} int8" for method in integer):
+            yield Row(
+                name,
+                layer.name,
+                layer.case,
+                seconds[name],
+                _operations(layer) / seconds[name] / 1e9,
+                "GOP/s",
+                "row dot",
+                ceiling / 1e9,
+                best,
+                seconds[best],
+            )
 
 
 def _measure_layer(layer: Layer, pool: ThreadPool, effort: Effort) -> Iterator[Row]:
@@ -131,7 +137,7 @@ def _measure_layer(layer: Layer, pool: ThreadPool, effort: Effort) -> Iterator[R
     }
     calls["conv2d"] = (_torch_conv(layer, filters), 1)
     seconds = in_turns(calls, effort)
-    operations = _operations(layer, 4 if layer.upsample else layer.filter**2)
+    operations = _operations(layer)
     for method in methods:
         ours = seconds[METHODS[method]]
         yield Row(
@@ -155,20 +161,21 @@ def _filters(layer: Layer, rng: np.random.Generator) -> Filters:
 
 def _methods(layer: Layer) -> list[ConvMethod]:
     """Those in fp32 that can compute it."""
-    has_winograd = layer.filter == 3 and layer.stride == 1 and not layer.upsample
-    return list(METHODS) if has_winograd else [ConvMethod.DIRECT]
+    if layer.upsample:
+        return [ConvMethod.WINOGRAD2]
+    return list(METHODS) if (layer.filter, layer.stride) == (3, 1) else [ConvMethod.DIRECT]
 
 
-def _operations(layer: Layer, taps: int) -> int:
-    """Multiplications and additions of so many taps of a filter."""
+def _operations(layer: Layer) -> int:
+    """Multiplications and additions that the definition has."""
     out = layer.size * (2 if layer.upsample else 1) // layer.stride
-    return 2 * layer.batch * out * out * layer.out_channels * sum(layer.channels) * taps
+    return 2 * layer.batch * out * out * layer.out_channels * sum(layer.channels) * layer.filter**2
 
 
 def _packed(shape: ConvShape, filters: Filters, pool: ThreadPool) -> PackedConv:
     packed = np.empty(shape.packed_bytes, np.uint8)
     bias = np.zeros(shape.out_channels, np.float32)
-    if shape.method != ConvMethod.INTEGER:
+    if not shape.is_integer:
         pack_conv(shape, filters, packed, pool)
         return packed_conv(shape, packed, bias)
     scales = np.abs(filters).max(axis=(1, 2, 3)) / 127
@@ -177,7 +184,13 @@ def _packed(shape: ConvShape, filters: Filters, pool: ThreadPool) -> PackedConv:
     return packed_conv(shape, packed, bias, ConvQuantization(scales, LARGEST_INPUT / 127))
 
 
-def _our_conv(layer: Layer, filters: Filters, method: ConvMethod, pool: ThreadPool) -> Call:
+def _our_conv(
+    layer: Layer,
+    filters: Filters,
+    method: ConvMethod,
+    pool: ThreadPool,
+    weights: ConvWeights = ConvWeights.FLOAT32,
+) -> Call:
     shape = conv_shape(
         layer.channels,
         layer.out_channels,
@@ -185,6 +198,7 @@ def _our_conv(layer: Layer, filters: Filters, method: ConvMethod, pool: ThreadPo
         stride=layer.stride,
         upsample=layer.upsample,
         method=method,
+        weights=weights,
     )
     conv = _packed(shape, filters, pool)
     rng = np.random.default_rng(layer.size)

@@ -23,18 +23,15 @@ using Vector = std::optional<Array<const float, 1>>;
 using Sides = std::tuple<int, int, int, int>;
 
 ConvMethod checked_method(const ConvShape& shape, int number) {
-  require(number >= 0 && number <= static_cast<int>(ConvMethod::integer), "unknown method");
+  require(number >= 0 && number <= static_cast<int>(ConvMethod::winograd4), "unknown method");
   const auto method = static_cast<ConvMethod>(number);
-  require(
-      shape.has_method(method),
-      "Winograd needs size 3 and stride 1, without upsampling; integers are no float16 weights");
+  require(shape.has_method(method),
+          "Winograd needs size 3 and stride 1; upsampling needs F(2x2), and F(4x4) needs floats");
   return method;
 }
 
-constexpr int kMostProducts = 65536;  // of int8, up to 255 * 127, that fit an int32 together
-
 ConvShape checked_shape(std::tuple<int, int> channels, int out_channels, int size, int stride,
-                        Sides padding, bool upsample, int method, bool half) {
+                        Sides padding, bool upsample, int method, int weights) {
   const auto [first, second] = channels;
   require(first > 0 && second >= 0 && out_channels > 0, "channels must be positive");
   require(size == 1 || size == 3, "size must be 1 or 3");
@@ -54,10 +51,11 @@ ConvShape checked_shape(std::tuple<int, int> channels, int out_channels, int siz
   shape.bottom = bottom;
   shape.right = right;
   shape.upsample = upsample;
-  shape.half = half;
+  require(weights >= 0 && weights <= static_cast<int>(ConvWeights::i8), "unknown weights");
+  shape.weights = static_cast<ConvWeights>(weights);
   shape.method = checked_method(shape, method);
-  require(!shape.is_integer() || shape.in_channels() <= kMostProducts / (size * size),
-          "an integer convolution sums at most 65536 products");
+  require(!shape.is_integer() || shape.in_channels() * shape.taps() <= shape.most_products(),
+          "int8 sums at most 65536 products, and 32768 by Winograd");
   return shape;
 }
 
@@ -144,15 +142,16 @@ void bind_conv(nb::module_& m) {
       .def(
           "__init__",
           [](ConvShape* self, std::tuple<int, int> channels, int out_channels, int size, int stride,
-             Sides padding, bool upsample, int method, bool half) {
+             Sides padding, bool upsample, int method, int weights) {
             new (self) ConvShape(checked_shape(channels, out_channels, size, stride, padding,
-                                               upsample, method, half));
+                                               upsample, method, weights));
           },
           nb::arg("channels"), nb::arg("out_channels"), nb::arg("size"), nb::arg("stride"),
-          nb::arg("padding"), nb::arg("upsample"), nb::arg("method"), nb::arg("half"))
+          nb::arg("padding"), nb::arg("upsample"), nb::arg("method"), nb::arg("weights"))
       .def_prop_ro("in_channels", &ConvShape::in_channels)
       .def_ro("out_channels", &ConvShape::out_channels)
       .def_prop_ro("method", [](const ConvShape& self) { return static_cast<int>(self.method); })
+      .def_prop_ro("is_integer", &ConvShape::is_integer)
       .def_prop_ro("tiles", &ConvShape::tiles)
       .def_prop_ro("packed_bytes", &ConvShape::packed_bytes)
       .def("out_height", &ConvShape::out_height, nb::arg("height"))

@@ -136,12 +136,14 @@ class ProgramHandle {
   }
 
   void add_attention(int out, Slice query, Slice key, Slice values, int heads, int head_dim,
-                     bool causal) {
+                     bool causal, bool in_pairs) {
     AttentionOp op;
     op.out = out;
     op.heads = heads;
     op.head_dim = head_dim;
     op.causal = causal;
+    op.in_pairs = in_pairs;
+    require(!(causal && in_pairs), "causal attention is computed in floats");
     require(heads > 0 && head_dim > 0, "heads and head_dim must be positive");
     const ImageValue& to = value(out);
     require(to.channels == heads * head_dim, "out must have heads * head_dim channels");

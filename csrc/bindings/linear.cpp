@@ -156,7 +156,9 @@ void bind_linear(nb::module_& m) {
           },
           nb::arg("shape"), nb::arg("data"), nb::arg("bias").none(), nb::arg("input"),
           nb::arg("scale") = 0.0F, nb::arg("threshold") = 0.0F,
-          nb::arg("shift").none() = nb::none(), nb::arg("multiplier").none() = nb::none());
+          nb::arg("shift").none() = nb::none(), nb::arg("multiplier").none() = nb::none())
+      .def_prop_ro("is_integer",
+                   [](const LinearHandle& self) { return is_integer(self.weights.format); });
 
   m.def("linear", [](const std::string& isa, ThreadPool& pool, const LinearHandle& handle,
                      Array<const float, 2> x, Array<float, 2> out) {

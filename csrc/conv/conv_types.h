@@ -12,9 +12,11 @@ namespace fuserve {
 enum class ConvMethod : int {
   direct = 0,
   winograd2 = 1,  // F(2x2, 3x3) of arXiv 1509.09308
-  winograd4 = 2,  // F(4x4, 3x3)
-  integer = 3     // directly, int8 weights with int8 inputs
+  winograd4 = 2   // F(4x4, 3x3)
 };
+
+// What weights are kept as. Those of 8 bits multiply inputs of 8 bits.
+enum class ConvWeights : int { f32 = 0, f16 = 1, i8 = 2 };
 
 enum class ConvActivation : int { none = 0, relu = 1, silu = 2 };
 
@@ -34,44 +36,41 @@ struct ConvShape {
   int top = 0, left = 0, bottom = 0, right = 0;
   bool upsample = false;  // nearest 2x before: size 3, stride 1, padding 1
   ConvMethod method = ConvMethod::direct;
-  bool half = false;  // weights are kept as binary16
+  ConvWeights weights = ConvWeights::f32;
 
   bool has_method(ConvMethod m) const {
-    if (m == ConvMethod::direct) return true;
-    if (m == ConvMethod::integer) return !half;
-    return size == 3 && stride == 1 && !upsample;
+    if (m == ConvMethod::direct) return !upsample;
+    if (m == ConvMethod::winograd4 && (upsample || is_integer())) return false;
+    return size == 3 && stride == 1;
   }
-  bool is_integer() const { return method == ConvMethod::integer; }
-  bool is_winograd() const {
-    return method == ConvMethod::winograd2 || method == ConvMethod::winograd4;
-  }
+  bool is_integer() const { return weights == ConvWeights::i8; }
+  bool is_half() const { return weights == ConvWeights::f16; }
+  bool is_winograd() const { return method != ConvMethod::direct; }
+  // Of int8, whose sum fits 32 bits: up to 255 * 127 each, or four times 127 * 127 in F(2x2).
+  int most_products() const { return is_winograd() && !upsample ? 1 << 15 : 1 << 16; }
   int in_channels() const { return channels[0] + channels[1]; }
   int tiles() const { return ceil_div(out_channels, kTileRows); }
+  int taps() const { return size * size; }
 
-  // Output pixels of a parity of row and column see an upsampled image through 2x2 of its pixels:
-  // four convolutions, whose weights are sums of the nine. Sums of int8 are not int8 any more, and
-  // in fp32 they would be seven times as large: integers see the enlarged image.
-  bool has_phases() const { return upsample && !is_integer(); }
-  int phases() const { return has_phases() ? 4 : 1; }
-  int tap_rows() const { return has_phases() ? 2 : size; }
-  int taps() const { return tap_rows() * tap_rows(); }
-
-  // Winograd: rows of outputs of a tile, and its component products.
-  int tile_outputs() const { return method == ConvMethod::winograd4 ? 4 : 2; }
-  int components() const { return is_winograd() ? (tile_outputs() + 2) * (tile_outputs() + 2) : 1; }
+  // Winograd: rows of outputs of a square, rows of what is multiplied for it, and its component
+  // products. Of an upsampled image a square of outputs sees neighbours that are equal, so that
+  // seven of sixteen components are zero.
+  int square_outputs() const { return method == ConvMethod::winograd4 ? 4 : 2; }
+  int square_side() const { return upsample ? 3 : square_outputs() + 2; }
+  int components() const { return square_side() * square_side(); }
 
   int out_height(int height) const { return extent(height, top + bottom); }
   int out_width(int width) const { return extent(width, left + right); }
   // Output rows that units begin at multiples of.
-  int row_step() const { return is_winograd() ? tile_outputs() : has_phases() ? 2 : 1; }
+  int row_step() const { return is_winograd() ? square_outputs() : 1; }
 
   // A panel of 16 outputs of a block is at most half of a 32 KB first-level cache. In int8 a block
   // of a 3x3 filter is a cache line of each pixel.
   int block_channels() const {
-    if (is_integer()) return taps() == 9 ? 64 : 512;
-    return taps() == 9 ? kFilterChannels : kPanelValues / taps();
+    if (is_integer()) return size == 3 ? kFilterBytes : 512;
+    return size == 3 ? kFilterFloats : 256;
   }
-  static constexpr int kFilterChannels = 32;  // of a block, with 3x3 filters in floats
+  static constexpr int kFilterFloats = 32, kFilterBytes = 64;  // of a block, with 3x3 filters
   int blocks_of(int source) const {
     return ceil_div(channels[static_cast<size_t>(source)], block_channels());
   }
@@ -84,37 +83,25 @@ struct ConvShape {
             left_over < block_channels() ? left_over : block_channels()};
   }
 
-  size_t packed_values() const {
-    return static_cast<size_t>(phases() * taps()) * static_cast<size_t>(tiles() * kTileRows) *
-           static_cast<size_t>(in_channels());
+  // Packed weights are the same for every method: [block][tile] panels of [tap][channel][16] in
+  // floats, of [tap][four channels][16][4] in bytes, which are q + 128 and whose channels are
+  // padded to 32 in each source.
+  size_t value_bytes() const { return is_integer() ? 1 : is_half() ? 2 : 4; }
+  int padded(int count) const { return is_integer() ? round_up(count, kBlockCols) : count; }
+  size_t panel_bytes(int count) const {
+    return static_cast<size_t>(taps() * kTileRows) * static_cast<size_t>(padded(count)) *
+           value_bytes();
+  }
+  size_t panel_offset(const ChannelBlock& at, int tile) const {
+    const int channel = at.source * padded(channels[0]) + at.first;
+    return panel_bytes(channel) * static_cast<size_t>(tiles()) +
+           panel_bytes(at.count) * static_cast<size_t>(tile);
   }
   size_t packed_bytes() const {
-    if (is_integer()) return integer_panel(padded(0) + padded(1)) * static_cast<size_t>(tiles());
-    return packed_values() * (half ? 2 : 4);
-  }
-  // In floats, whatever the method: [block][phase][tile] panels of [tap][channel][16].
-  size_t panel_offset(const ChannelBlock& at, int phase, int tile) const {
-    const auto panels = static_cast<size_t>(phases() * tiles());
-    const auto row = static_cast<size_t>(taps() * kTileRows);
-    return row * (panels * static_cast<size_t>(at.channel) +
-                  static_cast<size_t>(phase * tiles() + tile) * static_cast<size_t>(at.count));
-  }
-  // Integer, in bytes: [block][tile] panels of [tap][four channels][16][4], the bytes being q +
-  // 128; a source's channels are padded to 32 with zeros.
-  size_t integer_panel(int padded_channels) const {
-    return static_cast<size_t>(taps() * kTileRows) * static_cast<size_t>(padded_channels);
-  }
-  size_t integer_offset(const ChannelBlock& at, int tile) const {
-    const int channel = at.source * padded(0) + at.first;
-    return integer_panel(channel) * static_cast<size_t>(tiles()) +
-           integer_panel(round_up(at.count, kBlockCols)) * static_cast<size_t>(tile);
+    return panel_bytes(padded(channels[0]) + padded(channels[1])) * static_cast<size_t>(tiles());
   }
 
  private:
-  static constexpr int kPanelValues = 256;
-  int padded(int source) const {
-    return round_up(channels[static_cast<size_t>(source)], kBlockCols);
-  }
   int extent(int in, int padding) const {
     return upsample ? 2 * in : (in + padding - size) / stride + 1;
   }
@@ -123,7 +110,7 @@ struct ConvShape {
 struct PackedConv : ConvShape {
   const std::uint8_t* data = nullptr;
   const float* bias = nullptr;  // [tiles * 16], zero in the padding; null: none
-  // Integer: the input x stands for round(x * multiplier / input_scale), the sums of the products
+  // In int8: the input x stands for round(x * multiplier / input_scale), the sums of the products
   // for sum * input_scale * scales.
   float input_scale = 0.0F;
   const float* multiplier = nullptr;  // [in channels]; null: one everywhere

@@ -8,9 +8,8 @@
 namespace fuserve::FUSERVE_ISA {
 namespace {
 
-// Positions are output pixels, or, upsampling, the pixels of the image below: those of the four
-// phases. They are numbered row by row and go through the kernel a few at a time; the last ones are
-// repeated until there are enough.
+// Positions are output pixels, numbered row by row. They go through the kernel a few at a time; the
+// last ones are repeated until there are enough.
 struct DirectUnit {
   const PackedConv& w;
   const ConvInput& input;
@@ -18,29 +17,22 @@ struct DirectUnit {
   const ConvUnit& unit;
   float* out;
 
-  int scale() const { return w.upsample ? 2 : 1; }
-  int first_row() const { return unit.first_row / scale(); }
-  int rows() const { return unit.last_row / scale() - first_row(); }
-  int width() const { return w.out_width(input.width) / scale(); }
+  int rows() const { return unit.last_row - unit.first_row; }
+  int width() const { return w.out_width(input.width); }
   int positions() const { return rows() * width(); }
   int groups() const { return ceil_div(positions(), kPixels); }
   int tiles() const { return unit.last_tile - unit.first_tile; }
   size_t panel_sums() const { return static_cast<size_t>(groups() * kPixels * kTileRows); }
 
-  // Upsampling, the phases of even rows and columns begin one pixel before their own, as padding
-  // does; the others at it.
   Window window() const {
-    const int more = w.upsample ? 3 : w.size;
-    return {first_row() * w.stride - w.top, -w.left, (rows() - 1) * w.stride + more,
-            (width() - 1) * w.stride + more};
+    return {unit.first_row * w.stride - w.top, -w.left, (rows() - 1) * w.stride + w.size,
+            (width() - 1) * w.stride + w.size};
   }
-  Taps taps(int phase, const Window& seen, int channels) const {
+  Taps taps(const Window& seen, int channels) const {
     Taps taps{w.taps(), channels, {}};
-    for (int tap = 0; tap < w.taps(); ++tap) {
-      const int row = tap / w.tap_rows() + phase / 2, col = tap % w.tap_rows() + phase % 2;
+    for (int tap = 0; tap < w.taps(); ++tap)
       taps.offsets[static_cast<size_t>(tap)] =
-          static_cast<std::ptrdiff_t>(row * seen.cols + col) * channels;
-    }
+          static_cast<std::ptrdiff_t>(tap / w.size * seen.cols + tap % w.size) * channels;
     return taps;
   }
 
@@ -48,7 +40,7 @@ struct DirectUnit {
   template <int R>
   void panel(const ChannelBlock& block, const Taps& taps, const float* weights, bool first,
              const float* seen, const int* pixels, float* sums, Fetch fetch) const;
-  void finish(int phase, int tile, const float* sums) const;
+  void finish(int tile, const float* sums) const;
 };
 
 void DirectUnit::run(Scratch& scratch) const {
@@ -56,7 +48,7 @@ void DirectUnit::run(Scratch& scratch) const {
   const auto panel_values = static_cast<size_t>(w.taps() * w.block_channels() * kTileRows);
   const auto window_values = static_cast<size_t>(
       round_up(static_cast<int>(seen.pixels()) * w.block_channels(), kTileRows));
-  const size_t sums_values = static_cast<size_t>(w.phases() * tiles()) * panel_sums();
+  const size_t sums_values = static_cast<size_t>(tiles()) * panel_sums();
   auto* sums = scratch.get<float>(sums_values + window_values + kTilesAtOnce * panel_values +
                                   static_cast<size_t>(groups() * kPixels));
   float* packed = sums + sums_values;
@@ -69,25 +61,19 @@ void DirectUnit::run(Scratch& scratch) const {
   for (int index = 0; index < w.blocks(); ++index) {
     const ChannelBlock block = w.block(index);
     pack_window(w, input, block, seen, packed);
-    for (int phase = 0; phase < w.phases(); ++phase) {
-      const Taps phase_taps = taps(phase, seen, block.count);
-      for_each_tiles(unit.first_tile, unit.last_tile, true, [&]<int R>(int tile) {
-        const auto values = static_cast<size_t>(w.taps() * block.count * kTileRows);
-        const float* weights = widened(w, w.panel_offset(block, phase, tile), R * values, room);
-        // The next panels follow in memory.
-        const size_t next = w.panel_offset(block, phase, tile + R);
-        const int bytes = static_cast<int>(R * values) * (w.half ? 2 : 4);
-        const Fetch fetch{w.data + next * (w.half ? 2 : 4), ceil_div(bytes, 64 * groups())};
-        const int sum = phase * tiles() + tile - unit.first_tile;
-        panel<R>(block, phase_taps, weights, index == 0, packed, pixels,
-                 sums + static_cast<size_t>(sum) * panel_sums(), fetch);
-      });
-    }
+    const Taps block_taps = taps(seen, block.count);
+    for_each_tiles(unit.first_tile, unit.last_tile, true, [&]<int R>(int tile) {
+      const size_t values = static_cast<size_t>(R * w.taps() * block.count * kTileRows);
+      const float* weights = widened(w, w.panel_offset(block, tile), values, room);
+      // The next panels follow in memory.
+      const int bytes = R * static_cast<int>(w.panel_bytes(block.count));
+      const Fetch fetch{w.data + w.panel_offset(block, tile + R), ceil_div(bytes, 64 * groups())};
+      panel<R>(block, block_taps, weights, index == 0, packed, pixels,
+               sums + static_cast<size_t>(tile - unit.first_tile) * panel_sums(), fetch);
+    });
   }
-  for (int phase = 0; phase < w.phases(); ++phase)
-    for (int tile = 0; tile < tiles(); ++tile)
-      finish(phase, unit.first_tile + tile,
-             sums + static_cast<size_t>(phase * tiles() + tile) * panel_sums());
+  for (int tile = 0; tile < tiles(); ++tile)
+    finish(unit.first_tile + tile, sums + static_cast<size_t>(tile) * panel_sums());
 }
 
 template <int R>
@@ -106,14 +92,11 @@ void DirectUnit::panel(const ChannelBlock& block, const Taps& taps, const float*
   }
 }
 
-void DirectUnit::finish(int phase, int tile, const float* sums) const {
+void DirectUnit::finish(int tile, const float* sums) const {
   const Finisher finisher(w, epilogue, tile, out);
-  const std::ptrdiff_t out_width = w.out_width(input.width);
-  for (int row = 0; row < rows(); ++row) {
-    const std::ptrdiff_t at = ((first_row() + row) * scale() + phase / 2) * out_width + phase % 2;
-    for (int col = 0; col < width(); ++col, sums += kTileRows)
-      finisher.finish(load16(sums), at + col * scale());
-  }
+  const std::ptrdiff_t first = static_cast<std::ptrdiff_t>(unit.first_row) * width();
+  for (int position = 0; position < positions(); ++position, sums += kTileRows)
+    finisher.finish(load16(sums), first + position);
 }
 
 }  // namespace

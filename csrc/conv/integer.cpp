@@ -87,8 +87,7 @@ void IntegerUnit::multiply(const ChannelBlock& block, const Window& seen, const 
                            const LooseQuad* loose, int num_loose, std::int32_t* sums) const {
   const bool first = block.channel == 0;
   for_each_tiles(unit.first_tile, unit.last_tile, true, [&]<int R>(int tile) {
-    Operands x{values, round_up(block.count, kBlockCols), w.data + w.integer_offset(block, tile),
-               0};
+    Operands x{values, round_up(block.count, kBlockCols), w.data + w.panel_offset(block, tile), 0};
     x.panel_bytes = x.bytes * w.taps() * kTileRows;
     std::int32_t* tile_start = sums + static_cast<size_t>(tile - unit.first_tile) * tile_sums();
     lines_product<Quads, R>(seen, x, first, tile_start);

@@ -48,44 +48,28 @@ class PixelQuantizer {
   int count_;
 };
 
-// Of the image, enlarged if asked: then a pixel is quantized once and stands four times.
 // values: [rows, cols, block.count padded to 32], totals: [rows, cols], those of the blocks before
 inline void pack_integer_window(const PackedConv& w, const ConvInput& input,
                                 const ChannelBlock& block, const Window& window,
                                 std::int8_t* values, PixelTotals* totals) {
-  const int enlarged = w.upsample ? 1 : 0;  // as a shift
-  const std::ptrdiff_t bytes = round_up(block.count, kBlockCols);
+  const std::ptrdiff_t bytes = w.padded(block.count);
   const std::ptrdiff_t channels = w.channels[static_cast<size_t>(block.source)];
   const float* source = input.sources[static_cast<size_t>(block.source)] + block.first;
   const PixelQuantizer quantizer(w, input, block);
   const int first = std::clamp(-window.first_col, 0, window.cols);
-  const int last = std::clamp((input.width << enlarged) - window.first_col, first, window.cols);
+  const int last = std::clamp(input.width - window.first_col, first, window.cols);
   for (int row = 0; row < window.rows; ++row) {
     const int y = window.first_row + row;
-    const bool inside = y >= -(input.above << enlarged) && y < (input.height + input.below)
-                                                                   << enlarged;
-    std::int8_t* line = values + row * window.cols * bytes;
-    PixelTotals* line_totals = totals + static_cast<std::ptrdiff_t>(row) * window.cols;
-    if (inside && row > 0 && (y & enlarged) != 0) {
-      std::copy_n(line - window.cols * bytes, window.cols * bytes, line);
-      std::copy_n(line_totals - window.cols, window.cols, line_totals);
-      continue;
-    }
+    const bool inside = y >= -input.above && y < input.height + input.below;
     const int from = inside ? first : window.cols, to = inside ? last : window.cols;
-    std::fill_n(line, from * bytes, std::int8_t{0});
-    for (int col = from; col < to; ++col) {
-      const int x = window.first_col + col;
-      std::int8_t* out = line + col * bytes;
-      if (col > from && (x & enlarged) != 0) {
-        std::copy_n(out - bytes, bytes, out);
-        line_totals[col] = line_totals[col - 1];
-        continue;
-      }
+    values = std::fill_n(values, from * bytes, std::int8_t{0});
+    for (int col = from; col < to; ++col, values += bytes) {
       const std::ptrdiff_t pixel =
-          static_cast<std::ptrdiff_t>(y >> enlarged) * input.width + (x >> enlarged);
-      quantizer.quantize(source + pixel * channels, out, line_totals[col]);
+          static_cast<std::ptrdiff_t>(y) * input.width + window.first_col + col;
+      quantizer.quantize(source + pixel * channels, values, totals[col]);
     }
-    std::fill_n(line + to * bytes, (window.cols - to) * bytes, std::int8_t{0});
+    values = std::fill_n(values, (window.cols - to) * bytes, std::int8_t{0});
+    totals += window.cols;
   }
 }
 

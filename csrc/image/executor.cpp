@@ -195,6 +195,7 @@ void FusedImageExecutor::perform(Lane& lane, const AttentionOp& op) {
     task.num_keys = key.shape->pixels();
     task.head_dim = op.head_dim;
     task.causal = op.causal;
+    task.in_pairs = op.in_pairs;
     flash_attention(task, lane.memory.attention);
   });
 }

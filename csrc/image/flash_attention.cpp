@@ -1,155 +1,166 @@
 #include "image/flash_attention.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
+#include "image/flash_numbers.h"
 #include "linear/format.h"
 #include "linear/tiles.h"
-#include "simd/simd.h"
+#include "simd/products.h"
 
 namespace fuserve::FUSERVE_ISA {
 namespace {
 
-// The sixteen lanes are queries: then K and V are read where they lie, a value at a time, and a
-// softmax is as many as there are lanes, without a sum or maximum across them. Only queries are
-// transposed, once, and outputs back at the end.
-constexpr int kLanes = 16;
-constexpr int kKeys = 64;  // of a block, after which the running maximum is renewed
+// Queries of one head, a block of keys at a time.
+template <class Numbers>
+class FlashHead {
+ public:
+  using Value = typename Numbers::Value;
 
-// A tile of 16 queries: transposed queries and sums [head_dim][16], and the softmax so far [16].
-struct QueryTile {
-  float* queries;
-  float* sums;
-  float* largest;
-  float* total;
+  FlashHead(const FlashTask& task, Scratch& scratch);
+  void run();
 
-  static size_t floats(int head_dim) {
-    return static_cast<size_t>(2 * head_dim * kLanes + 2 * kLanes);
+ private:
+  // 16 queries and their sums, [features][16] each.
+  struct Tile {
+    Value* queries;
+    float* units;
+    float* sums;
+    Softmax softmax;
+  };
+
+  Tile tile(int index) const {
+    float* memory = tiles_ + static_cast<size_t>(index) * tile_floats();
+    float* sums = memory + task_.head_dim * kLanes;
+    float* units = sums + task_.head_dim * kLanes;
+    return {reinterpret_cast<Value*>(memory), units, sums, {units + kLanes, units + 2 * kLanes}};
   }
-  static QueryTile at(float* memory, int head_dim) {
-    return {memory, memory + head_dim * kLanes, memory + 2 * head_dim * kLanes,
-            memory + 2 * head_dim * kLanes + kLanes};
-  }
+  size_t tile_floats() const { return static_cast<size_t>((2 * task_.head_dim + 3) * kLanes); }
+  int features() const { return ceil_div(task_.head_dim, Numbers::kPerValue); }
+
+  void begin(int first, const Tile& tile) const;
+  void attend(int first_query, const Tile& tile);
+  template <int N>
+  void score(const Tile& tile, F32x16 unit, const Value* keys, float* scores) const;
+  template <int N>
+  void add_values(const Value* values, const Renewal& renewal, float* sums) const;
+  void finish(int first, const Tile& tile) const;
+
+  const FlashTask& task_;
+  Numbers numbers_;
+  KeyBlock<Value> block_;
+  float* scores_;  // [kKeys][16]; then weights
+  float* tiles_;
 };
 
+template <class Numbers>
+FlashHead<Numbers>::FlashHead(const FlashTask& task, Scratch& scratch)
+    : task_(task), numbers_(task) {
+  static_assert(sizeof(Value) == sizeof(float));
+  const std::ptrdiff_t stride = (ceil_div(task.head_dim, 16) | 1) * 16;
+  const int tiles = ceil_div(task.last_query - task.first_query, kLanes);
+  const size_t block_floats = kKeys * static_cast<size_t>(kLanes + 2 * stride);
+  scores_ = scratch.get<float>(block_floats + static_cast<size_t>(tiles) * tile_floats());
+  auto* keys = reinterpret_cast<Value*>(scores_ + kKeys * kLanes);
+  block_ = {keys, keys + kKeys * stride, stride, 0, 0};
+  tiles_ = scores_ + block_floats;
+}
+
+template <class Numbers>
+void FlashHead<Numbers>::run() {
+  const int tiles = ceil_div(task_.last_query - task_.first_query, kLanes);
+  for (int t = 0; t < tiles; ++t) begin(task_.first_query + t * kLanes, tile(t));
+  const int last_key = task_.causal ? std::min(task_.num_keys, task_.last_query) : task_.num_keys;
+  for (block_.first = 0; block_.first < last_key; block_.first += kKeys) {
+    block_.count = std::min(kKeys, task_.num_keys - block_.first);
+    numbers_.load_keys(block_);
+    for (int t = 0; t < tiles; ++t) {
+      const int first_query = task_.first_query + t * kLanes;
+      if (task_.causal && block_.first >= first_query + kLanes) continue;
+      attend(first_query, tile(t));
+    }
+  }
+  for (int t = 0; t < tiles; ++t) finish(task_.first_query + t * kLanes, tile(t));
+}
+
+template <class Numbers>
+void FlashHead<Numbers>::begin(int first, const Tile& tile) const {
+  numbers_.load_queries(first, tile.queries, tile.units);
+  std::fill_n(tile.sums, task_.head_dim * kLanes, 0.0F);
+  store16(tile.softmax.largest, set1(-std::numeric_limits<float>::infinity()));
+  store16(tile.softmax.total, zero());
+}
+
+template <class Numbers>
+void FlashHead<Numbers>::attend(int first_query, const Tile& tile) {
+  const F32x16 unit = numbers_.score_unit(tile.units);
+  for (int key = 0; key < block_.count; key += kFloatTokens)
+    with_count<kFloatTokens>(block_.count - key, [&]<int N>() {
+      score<N>(tile, unit, block_.keys + key * block_.stride, scores_ + key * kLanes);
+    });
+  if (task_.causal)
+    for (int key = std::max(0, first_query + 1 - block_.first); key < block_.count; ++key) {
+      const F32x16 visible = keep(load16(scores_ + key * kLanes), block_.first + key - first_query,
+                                  kLanes, -std::numeric_limits<float>::infinity());
+      store16(scores_ + key * kLanes, visible);
+    }
+  const Renewal renewal = numbers_.softmax(scores_, block_.count, unit, tile.softmax);
+  for (int d = 0; d < task_.head_dim; d += kFloatTokens)
+    with_count<kFloatTokens>(task_.head_dim - d, [&]<int N>() {
+      add_values<N>(block_.values + d, renewal, tile.sums + d * kLanes);
+    });
+}
+
 // scores[key][lane] of N keys.
+template <class Numbers>
 template <int N>
-void score_kernel(const float* queries, int head_dim, const float* keys, std::ptrdiff_t stride,
-                  float* scores) {
-  F32x16 acc[N];
+void FlashHead<Numbers>::score(const Tile& tile, F32x16 unit, const Value* keys,
+                               float* scores) const {
+  typename Products<Value>::Sums acc[N];
+  const std::ptrdiff_t stride = block_.stride;
 #pragma GCC unroll 16
-  for (int n = 0; n < N; ++n) acc[n] = zero();
+  for (int n = 0; n < N; ++n) acc[n] = Products<Value>::none();
+  const int last = features();
   // Unrolled, the loop's end is predicted: with 40 features 65 to 71 GFLOP/s instead of 52 to 60.
 #pragma GCC unroll 4
-  for (int d = 0; d < head_dim; ++d) {
-    const F32x16 q = load16(queries + d * kLanes);
+  for (int d = 0; d < last; ++d) {
+    const auto q = load16(tile.queries + d * kLanes);
 #pragma GCC unroll 16
     for (int n = 0; n < N; ++n) acc[n] = fma(q, set1(keys[n * stride + d]), acc[n]);
   }
 #pragma GCC unroll 16
-  for (int n = 0; n < N; ++n) store16(scores + n * kLanes, acc[n]);
+  for (int n = 0; n < N; ++n) store16(scores + n * kLanes, Numbers::score(acc[n], unit));
 }
 
 // sums[d][lane] = sums * decay + weights[key][lane] . values[key][d] for N features.
+template <class Numbers>
 template <int N>
-void value_kernel(const float* weights, int num_keys, const float* values, std::ptrdiff_t stride,
-                  F32x16 decay, float* sums) {
-  F32x16 acc[N];
+void FlashHead<Numbers>::add_values(const Value* values, const Renewal& renewal,
+                                    float* sums) const {
+  typename Products<Value>::Sums acc[N];
 #pragma GCC unroll 16
-  for (int n = 0; n < N; ++n) acc[n] = mul(load16(sums + n * kLanes), decay);
+  for (int n = 0; n < N; ++n) acc[n] = Numbers::begin(sums + n * kLanes, renewal);
+  const auto* weights = reinterpret_cast<const Value*>(scores_);
+  const int last = ceil_div(block_.count, Numbers::kPerValue);
 #pragma GCC unroll 4
-  for (int key = 0; key < num_keys; ++key) {
-    const F32x16 w = load16(weights + key * kLanes);
-    const float* v = values + key * stride;
+  for (int key = 0; key < last; ++key, values += block_.stride) {
+    const auto w = load16(weights + key * kLanes);
 #pragma GCC unroll 16
-    for (int n = 0; n < N; ++n) acc[n] = fma(w, set1(v[n]), acc[n]);
+    for (int n = 0; n < N; ++n) acc[n] = fma(w, set1(values[n]), acc[n]);
   }
 #pragma GCC unroll 16
-  for (int n = 0; n < N; ++n) store16(sums + n * kLanes, acc[n]);
+  for (int n = 0; n < N; ++n) Numbers::end(acc[n], renewal, sums + n * kLanes);
 }
 
-// Turns scores of a block into exp2(score - largest), renews the maximum and the total. Returns
-// what earlier sums shrink by.
-F32x16 softmax(float* scores, int num_keys, const QueryTile& tile) {
-  const F32x16 before = load16(tile.largest);
-  F32x16 largest = before;
-  for (int key = 0; key < num_keys; ++key) largest = max(load16(scores + key * kLanes), largest);
-  const F32x16 decay = exp2(sub(before, largest));
-  F32x16 total = mul(load16(tile.total), decay);
-  for (int key = 0; key < num_keys; ++key) {
-    const F32x16 weight = exp2(sub(load16(scores + key * kLanes), largest));
-    store16(scores + key * kLanes, weight);
-    total = add(total, weight);
-  }
-  store16(tile.largest, largest);
-  store16(tile.total, total);
-  return decay;
-}
-
-void load_queries(const FlashTask& task, int first, const QueryTile& tile) {
-  // exp2 instead of exp: its argument is divided by ln 2 here, once.
-  const float scale = 1.44269504F / std::sqrt(static_cast<float>(task.head_dim));
-  for (int lane = 0; lane < kLanes; ++lane) {
-    // Lanes past the last query repeat it.
-    const float* row = task.queries.row(std::min(first + lane, task.last_query - 1));
-    for (int d = 0; d < task.head_dim; ++d) tile.queries[d * kLanes + lane] = row[d] * scale;
-  }
-  std::fill_n(tile.sums, task.head_dim * kLanes, 0.0F);
-  store16(tile.largest, set1(-std::numeric_limits<float>::infinity()));
-  store16(tile.total, zero());
-}
-
-void store_outputs(const FlashTask& task, int first, const QueryTile& tile) {
-  const F32x16 inverse = div(set1(1.0F), load16(tile.total));
-  for (int d = 0; d < task.head_dim; ++d)
+template <class Numbers>
+void FlashHead<Numbers>::finish(int first, const Tile& tile) const {
+  const F32x16 inverse = div(set1(1.0F), load16(tile.softmax.total));
+  for (int d = 0; d < task_.head_dim; ++d)
     store16(tile.sums + d * kLanes, mul(load16(tile.sums + d * kLanes), inverse));
-  for (int lane = 0; lane < std::min(kLanes, task.last_query - first); ++lane) {
-    float* row = task.out.row(first + lane);
-    for (int d = 0; d < task.head_dim; ++d) row[d] = tile.sums[d * kLanes + lane];
+  for (int lane = 0; lane < std::min(kLanes, task_.last_query - first); ++lane) {
+    float* row = task_.out.row(first + lane);
+    for (int d = 0; d < task_.head_dim; ++d) row[d] = tile.sums[d * kLanes + lane];
   }
-}
-
-// A block of keys and their values, copied to rows an odd number of cache lines apart: where they
-// come from, rows may all share a few sets of the first-level cache.
-struct KeyBlock {
-  float* keys;
-  float* values;
-  std::ptrdiff_t stride;
-  int first;
-  int count;
-};
-
-std::ptrdiff_t block_stride(int head_dim) { return (ceil_div(head_dim, 16) | 1) * 16; }
-
-void load_keys(const FlashTask& task, const KeyBlock& block) {
-  for (int key = 0; key < block.count; ++key) {
-    std::copy_n(task.keys.row(block.first + key), task.head_dim, block.keys + key * block.stride);
-    std::copy_n(task.values.row(block.first + key), task.head_dim,
-                block.values + key * block.stride);
-  }
-}
-
-void attend_block(const FlashTask& task, int first_query, const KeyBlock& block,
-                  const QueryTile& tile, float* scores) {
-  const int num_keys = block.count, first_key = block.first;
-  for (int key = 0; key < num_keys; key += kFloatTokens)
-    with_count<kFloatTokens>(num_keys - key, [&]<int N>() {
-      score_kernel<N>(tile.queries, task.head_dim, block.keys + key * block.stride, block.stride,
-                      scores + key * kLanes);
-    });
-  if (task.causal)
-    for (int key = std::max(0, first_query + 1 - first_key); key < num_keys; ++key) {
-      const F32x16 visible = keep(load16(scores + key * kLanes), first_key + key - first_query,
-                                  kLanes, -std::numeric_limits<float>::infinity());
-      store16(scores + key * kLanes, visible);
-    }
-  const F32x16 decay = softmax(scores, num_keys, tile);
-  for (int d = 0; d < task.head_dim; d += kFloatTokens)
-    with_count<kFloatTokens>(task.head_dim - d, [&]<int N>() {
-      value_kernel<N>(scores, num_keys, block.values + d, block.stride, decay,
-                      tile.sums + d * kLanes);
-    });
 }
 
 }  // namespace
@@ -160,28 +171,10 @@ int flash_queries(int head_dim) {
 }
 
 void flash_attention(const FlashTask& task, Scratch& scratch) {
-  const int tiles = ceil_div(task.last_query - task.first_query, kLanes);
-  const std::ptrdiff_t stride = block_stride(task.head_dim);
-  const size_t tile_floats = QueryTile::floats(task.head_dim);
-  const size_t block_floats = kKeys * static_cast<size_t>(kLanes + 2 * stride);
-  auto* scores = scratch.get<float>(block_floats + static_cast<size_t>(tiles) * tile_floats);
-  KeyBlock block{scores + kKeys * kLanes, scores + kKeys * (kLanes + stride), stride, 0, 0};
-  const auto tile_at = [&](int t) {
-    return QueryTile::at(scores + block_floats + static_cast<size_t>(t) * tile_floats,
-                         task.head_dim);
-  };
-  for (int t = 0; t < tiles; ++t) load_queries(task, task.first_query + t * kLanes, tile_at(t));
-  const int last_key = task.causal ? std::min(task.num_keys, task.last_query) : task.num_keys;
-  for (block.first = 0; block.first < last_key; block.first += kKeys) {
-    block.count = std::min(kKeys, task.num_keys - block.first);
-    load_keys(task, block);
-    for (int t = 0; t < tiles; ++t) {
-      const int first_query = task.first_query + t * kLanes;
-      if (task.causal && block.first >= first_query + kLanes) continue;
-      attend_block(task, first_query, block, tile_at(t), scores);
-    }
-  }
-  for (int t = 0; t < tiles; ++t) store_outputs(task, task.first_query + t * kLanes, tile_at(t));
+  if (task.in_pairs)
+    FlashHead<PairHeads>(task, scratch).run();
+  else
+    FlashHead<FloatHeads>(task, scratch).run();
 }
 
 }  // namespace fuserve::FUSERVE_ISA

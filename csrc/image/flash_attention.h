@@ -2,6 +2,7 @@
 // 2205.14135).
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 
 #include "runtime/buffer.h"
@@ -25,7 +26,11 @@ struct FlashTask {
   int last_query = 0;
   int num_keys = 0;
   int head_dim = 0;
-  bool causal = false;  // query i sees keys up to i
+  bool causal = false;    // query i sees keys up to i
+  bool in_pairs = false;  // products of pairs of 16 bits; never causal
+
+  // Queries past the last repeat it.
+  const float* query(int index) const { return queries.row(std::min(index, last_query - 1)); }
 };
 
 // Queries that one task should have: as many as share each read of a key, within a core's cache.

@@ -116,6 +116,7 @@ struct AttentionOp {
   int heads = 0;
   int head_dim = 0;
   bool causal = false;
+  bool in_pairs = false;  // products of integers of 16 bits
 };
 
 // What a group norm needs to know of an image, or of the next rows of one: for each chunk of up to

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -22,6 +23,9 @@ struct F32x16 {
   __m256 lo, hi;
 };
 struct I32x16 {
+  __m256i lo, hi;
+};
+struct I16x32 {
   __m256i lo, hi;
 };
 
@@ -104,6 +108,14 @@ inline F32x16 pow2(F32x16 n) {
   };
   return {one(n.lo), one(n.hi)};
 }
+// Values of [0.5, 2) times 2^n, of n + 1.5 * 2^23.
+inline F32x16 times_pow2(F32x16 a, F32x16 n) {
+  const auto one = [](__m256 x, __m256 power) {
+    const __m256i exponents = _mm256_slli_epi32(_mm256_castps_si256(power), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponents));
+  };
+  return {one(a.lo, n.lo), one(a.hi, n.hi)};
+}
 // Lanes in [first, last) of a, the others `fill`.
 inline F32x16 keep(F32x16 a, int first, int last, float fill) {
   const __m256 f = _mm256_set1_ps(fill);
@@ -180,6 +192,11 @@ inline I32x16 set1_i32(std::int32_t x) { return {_mm256_set1_epi32(x), _mm256_se
 inline I32x16 add(I32x16 a, I32x16 b) {
   return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
 }
+inline I32x16 sub(I32x16 a, I32x16 b) {
+  return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)};
+}
+// A quarter of each, rounded down.
+inline I32x16 quarter(I32x16 a) { return {_mm256_srai_epi32(a.lo, 2), _mm256_srai_epi32(a.hi, 2)}; }
 inline F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
 inline std::int32_t reduce_add(I32x16 a) {
   const __m256i s8 = _mm256_add_epi32(a.lo, a.hi);
@@ -193,6 +210,70 @@ inline void store_i8(std::int8_t* p, I32x16 a) {
   _mm_storeu_si128(
       reinterpret_cast<__m128i*>(p),
       _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
+}
+
+// Values within 16 bits.
+inline void store_i16(ShortPair* p, I32x16 a) {
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.lo, a.hi), 0xD8);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), words);
+}
+// Values within 16 bits, beside each other.
+inline I16x32 pairs(I32x16 first, I32x16 second) {
+  const auto one = [](__m256i a, __m256i b) {
+    return _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xAA);
+  };
+  return {one(first.lo, second.lo), one(first.hi, second.hi)};
+}
+// 32 bytes, and 32 that are q + 128.
+inline I16x32 widen(const std::int8_t* p) {
+  const auto* q = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtepi8_epi16(_mm_loadu_si128(q)), _mm256_cvtepi8_epi16(_mm_loadu_si128(q + 1))};
+}
+inline I16x32 widen_codes(const std::uint8_t* p) {
+  const auto one = [](const std::uint8_t* q) {
+    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q));
+    return _mm256_sub_epi16(_mm256_cvtepu8_epi16(x), _mm256_set1_epi16(128));
+  };
+  return {one(p), one(p + 16)};
+}
+inline I16x32 set1(ShortPair x) {
+  const __m256i both = _mm256_set1_epi32(std::bit_cast<std::int32_t>(x));
+  return {both, both};
+}
+inline I16x32 load16(const ShortPair* p) {
+  const auto* q = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+inline void store16(ShortPair* p, I16x32 a) {
+  auto* q = reinterpret_cast<__m256i*>(p);
+  _mm256_storeu_si256(q, a.lo);
+  _mm256_storeu_si256(q + 1, a.hi);
+}
+inline I16x32 add(I16x32 a, I16x32 b) {
+  return {_mm256_add_epi16(a.lo, b.lo), _mm256_add_epi16(a.hi, b.hi)};
+}
+inline I16x32 sub(I16x32 a, I16x32 b) {
+  return {_mm256_sub_epi16(a.lo, b.lo), _mm256_sub_epi16(a.hi, b.hi)};
+}
+// The pairs of a and b that stand first, or second, in each two of them.
+inline I16x32 first_pairs(I16x32 a, I16x32 b) {
+  const auto one = [](__m256i x, __m256i y) {
+    const __m256 firsts = _mm256_shuffle_ps(_mm256_castsi256_ps(x), _mm256_castsi256_ps(y), 0x88);
+    return _mm256_permute4x64_epi64(_mm256_castps_si256(firsts), 0xD8);
+  };
+  return {one(a.lo, a.hi), one(b.lo, b.hi)};
+}
+inline I16x32 second_pairs(I16x32 a, I16x32 b) {
+  const auto one = [](__m256i x, __m256i y) {
+    const __m256 seconds = _mm256_shuffle_ps(_mm256_castsi256_ps(x), _mm256_castsi256_ps(y), 0xDD);
+    return _mm256_permute4x64_epi64(_mm256_castps_si256(seconds), 0xD8);
+  };
+  return {one(a.lo, a.hi), one(b.lo, b.hi)};
+}
+// Each pair's products, with c.
+inline I32x16 fma(I16x32 a, I16x32 b, I32x16 c) {
+  return {_mm256_add_epi32(_mm256_madd_epi16(a.lo, b.lo), c.lo),
+          _mm256_add_epi32(_mm256_madd_epi16(a.hi, b.hi), c.hi)};
 }
 
 // Into the second-level cache.

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -23,6 +24,9 @@ struct F32x16 {
   __m512 v;
 };
 struct I32x16 {
+  __m512i v;
+};
+struct I16x32 {
   __m512i v;
 };
 
@@ -67,6 +71,11 @@ inline F32x16 round(F32x16 a) {
 inline F32x16 pow2(F32x16 n) {
   const __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(e, 23))};
+}
+// Values of [0.5, 2) times 2^n, of n + 1.5 * 2^23.
+inline F32x16 times_pow2(F32x16 a, F32x16 n) {
+  const __m512i exponents = _mm512_slli_epi32(_mm512_castps_si512(n.v), 23);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(a.v), exponents))};
 }
 // Lanes in [first, last) of a, the others `fill`.
 inline F32x16 keep(F32x16 a, int first, int last, float fill) {
@@ -117,12 +126,48 @@ inline I32x16 unsigned_byte(I32x16 a, int index) {
 }
 inline I32x16 set1_i32(std::int32_t x) { return {_mm512_set1_epi32(x)}; }
 inline I32x16 add(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline I32x16 sub(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+// A quarter of each, rounded down.
+inline I32x16 quarter(I32x16 a) { return {_mm512_srai_epi32(a.v, 2)}; }
 inline F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 inline std::int32_t reduce_add(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
 // Values in [-128, 127], or saturated.
 inline void store_i8(std::int8_t* p, I32x16 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v));
 }
+
+// Values within 16 bits.
+inline void store_i16(ShortPair* p, I32x16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
+}
+// Values within 16 bits, beside each other.
+inline I16x32 pairs(I32x16 first, I32x16 second) {
+  return {_mm512_mask_blend_epi16(0xAAAAAAAAU, first.v, _mm512_slli_epi32(second.v, 16))};
+}
+// 32 bytes, and 32 that are q + 128.
+inline I16x32 widen(const std::int8_t* p) {
+  return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+inline I16x32 widen_codes(const std::uint8_t* p) {
+  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_sub_epi16(_mm512_cvtepu8_epi16(x), _mm512_set1_epi16(128))};
+}
+inline I16x32 set1(ShortPair x) { return {_mm512_set1_epi32(std::bit_cast<std::int32_t>(x))}; }
+inline I16x32 load16(const ShortPair* p) { return {_mm512_loadu_si512(p)}; }
+inline void store16(ShortPair* p, I16x32 a) { _mm512_storeu_si512(p, a.v); }
+inline I16x32 add(I16x32 a, I16x32 b) { return {_mm512_add_epi16(a.v, b.v)}; }
+inline I16x32 sub(I16x32 a, I16x32 b) { return {_mm512_sub_epi16(a.v, b.v)}; }
+// The pairs of a and b that stand first, or second, in each two of them.
+inline I16x32 first_pairs(I16x32 a, I16x32 b) {
+  const __m512i at = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return {_mm512_permutex2var_epi32(a.v, at, b.v)};
+}
+inline I16x32 second_pairs(I16x32 a, I16x32 b) {
+  const __m512i at = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  return {_mm512_permutex2var_epi32(a.v, at, b.v)};
+}
+// Each pair's products, with c.
+inline I32x16 fma(I16x32 a, I16x32 b, I32x16 c) { return {_mm512_dpwssd_epi32(c.v, a.v, b.v)}; }
 
 // Into the second-level cache.
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }

@@ -22,7 +22,7 @@ inline F32x16 exp(F32x16 x) {
   return zero_where_below(mul(p, pow2(n)), x, lowest);
 }
 
-// 2^x for x <= 0 to about 2 ulp; exactly 1 at 0, exactly 0 from -127 on, NaN for NaN.
+// 2^x for x <= 127 to about 2 ulp; exactly 1 at 0, exactly 0 from -127 on, NaN for NaN.
 inline F32x16 exp2(F32x16 x) {
   const F32x16 bounded = max(set1(-127.0F), x);
   const F32x16 n = round(bounded);

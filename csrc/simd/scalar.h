@@ -1,6 +1,7 @@
 // Plain C++: always available, what sanitizers and exotic machines run.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -21,6 +22,9 @@ struct F32x16 {
 };
 struct I32x16 {
   std::int32_t v[16];
+};
+struct I16x32 {
+  ShortPair v[16];
 };
 
 template <class F>
@@ -97,6 +101,13 @@ inline F32x16 pow2(F32x16 n) {
     return r;
   });
 }
+// Values of [0.5, 2) times 2^n, of n + 1.5 * 2^23.
+inline F32x16 times_pow2(F32x16 a, F32x16 n) {
+  return each([&](int i) {
+    const std::uint32_t exponent = std::bit_cast<std::uint32_t>(n.v[i]) << 23;
+    return std::bit_cast<float>(std::bit_cast<std::uint32_t>(a.v[i]) + exponent);
+  });
+}
 // Lanes in [first, last) of a, the others `fill`.
 inline F32x16 keep(F32x16 a, int first, int last, float fill) {
   return each([&](int i) { return i >= first && i < last ? a.v[i] : fill; });
@@ -170,6 +181,15 @@ inline I32x16 add(I32x16 a, I32x16 b) {
   for (int i = 0; i < 16; ++i) a.v[i] += b.v[i];
   return a;
 }
+inline I32x16 sub(I32x16 a, I32x16 b) {
+  for (int i = 0; i < 16; ++i) a.v[i] -= b.v[i];
+  return a;
+}
+// A quarter of each, rounded down.
+inline I32x16 quarter(I32x16 a) {
+  for (int i = 0; i < 16; ++i) a.v[i] >>= 2;
+  return a;
+}
 inline F32x16 to_float(I32x16 a) {
   return each([&](int i) { return static_cast<float>(a.v[i]); });
 }
@@ -184,6 +204,74 @@ inline void store_i8(std::int8_t* p, I32x16 a) {
     const std::int32_t x = a.v[i] < -128 ? -128 : a.v[i] > 127 ? 127 : a.v[i];
     p[i] = static_cast<std::int8_t>(x);
   }
+}
+
+// Values within 16 bits.
+inline void store_i16(ShortPair* p, I32x16 a) {
+  for (int i = 0; i < 16; i += 2)
+    p[i / 2] = {static_cast<std::int16_t>(a.v[i]), static_cast<std::int16_t>(a.v[i + 1])};
+}
+// Values within 16 bits, beside each other.
+inline I16x32 pairs(I32x16 first, I32x16 second) {
+  I16x32 r;
+  for (int i = 0; i < 16; ++i)
+    r.v[i] = {static_cast<std::int16_t>(first.v[i]), static_cast<std::int16_t>(second.v[i])};
+  return r;
+}
+// 32 bytes, and 32 that are q + 128.
+inline I16x32 widen(const std::int8_t* p) {
+  I16x32 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = {p[2 * i], p[2 * i + 1]};
+  return r;
+}
+inline I16x32 widen_codes(const std::uint8_t* p) {
+  I16x32 r;
+  for (int i = 0; i < 16; ++i)
+    r.v[i] = {static_cast<std::int16_t>(p[2 * i] - 128),
+              static_cast<std::int16_t>(p[2 * i + 1] - 128)};
+  return r;
+}
+inline I16x32 set1(ShortPair x) {
+  I16x32 r;
+  for (ShortPair& pair : r.v) pair = x;
+  return r;
+}
+inline I16x32 load16(const ShortPair* p) {
+  I16x32 r;
+  std::memcpy(r.v, p, sizeof r.v);
+  return r;
+}
+inline void store16(ShortPair* p, I16x32 a) { std::memcpy(p, a.v, sizeof a.v); }
+inline I16x32 add(I16x32 a, I16x32 b) {
+  for (int i = 0; i < 16; ++i) {
+    a.v[i].first = static_cast<std::int16_t>(a.v[i].first + b.v[i].first);
+    a.v[i].second = static_cast<std::int16_t>(a.v[i].second + b.v[i].second);
+  }
+  return a;
+}
+inline I16x32 sub(I16x32 a, I16x32 b) {
+  for (int i = 0; i < 16; ++i) {
+    a.v[i].first = static_cast<std::int16_t>(a.v[i].first - b.v[i].first);
+    a.v[i].second = static_cast<std::int16_t>(a.v[i].second - b.v[i].second);
+  }
+  return a;
+}
+// The pairs of a and b that stand first, or second, in each two of them.
+inline I16x32 first_pairs(I16x32 a, I16x32 b) {
+  I16x32 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = i < 8 ? a.v[2 * i] : b.v[2 * i - 16];
+  return r;
+}
+inline I16x32 second_pairs(I16x32 a, I16x32 b) {
+  I16x32 r;
+  for (int i = 0; i < 16; ++i) r.v[i] = i < 8 ? a.v[2 * i + 1] : b.v[2 * i - 15];
+  return r;
+}
+// Each pair's products, with c.
+inline I32x16 fma(I16x32 a, I16x32 b, I32x16 c) {
+  for (int i = 0; i < 16; ++i)
+    c.v[i] += a.v[i].first * b.v[i].first + a.v[i].second * b.v[i].second;
+  return c;
 }
 
 inline void prefetch(const void*) {}

@@ -1,4 +1,4 @@
-// 16-bit floating point types as stored, with plain conversions.
+// Types of 16 bits as stored, those of floating point with plain conversions.
 #pragma once
 
 #include <bit>
@@ -8,6 +8,9 @@ namespace fuserve {
 
 enum class Half : std::uint16_t {};    // IEEE binary16
 enum class BFloat : std::uint16_t {};  // the upper half of a binary32
+struct ShortPair {                     // two neighbouring features
+  std::int16_t first, second;
+};
 
 inline float to_float(BFloat b) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(b) << 16);

@@ -27,9 +27,26 @@ def test_images_smaller_than_the_kernel_s_rows_are_convolved_directly() -> None:
     assert usual_method(conv(128, 2)) == ConvMethod.DIRECT
 
 
-@pytest.mark.parametrize("changes", [{"size": 1}, {"stride": 2}, {"upsample": True}])
-def test_winograd_is_for_filters_of_three_by_three(changes: dict[str, object]) -> None:
-    assert usual_method(conv(320, 64, **changes)) == ConvMethod.DIRECT
+@pytest.mark.parametrize("channels", [320, 3640, 3641])
+def test_integers_take_the_squares_whose_sums_fit(channels: int) -> None:
+    fits = channels <= 3640
+    want = ConvMethod.WINOGRAD2 if fits else ConvMethod.DIRECT
+    assert usual_method(conv(channels, 64), is_integer=True) == want
+
+
+@pytest.mark.parametrize("is_integer", [False, True])
+@pytest.mark.parametrize("changes", [{"size": 1}, {"stride": 2}])
+def test_winograd_is_for_filters_of_three_by_three(
+    changes: dict[str, object], is_integer: bool
+) -> None:
+    assert usual_method(conv(320, 64, **changes), is_integer=is_integer) == ConvMethod.DIRECT
+
+
+@pytest.mark.parametrize("is_integer", [False, True])
+@pytest.mark.parametrize("side", [2, 64])
+def test_what_is_enlarged_has_one_method(side: int, is_integer: bool) -> None:
+    op = conv(320, side, upsample=True)
+    assert usual_method(op, is_integer=is_integer) == ConvMethod.WINOGRAD2
 
 
 @pytest.mark.parametrize("side", [4, 8, 16, 64])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fuserve._native import ConvShape
-from fuserve.kernels.conv import ConvActivation, ConvMethod, conv_shape
+from fuserve.kernels.conv import ConvActivation, ConvMethod, ConvWeights, conv_shape
 
 ALL = (1, 1, 1, 1)
 """Padding of a pixel on every side."""
@@ -35,7 +35,7 @@ class ConvCase:
         name = f"{self.channels[0]}+{self.channels[1]}to{self.out_channels}"
         return f"{name}-{self.height}x{self.width}-{self.size}s{self.stride}u{self.upsample:d}"
 
-    def shape(self, method: ConvMethod, half: bool = False) -> ConvShape:
+    def shape(self, method: ConvMethod, weights: ConvWeights = ConvWeights.FLOAT32) -> ConvShape:
         """What its weights are packed for."""
         return conv_shape(
             self.channels,
@@ -45,5 +45,5 @@ class ConvCase:
             padding=self.padding,
             upsample=self.upsample,
             method=method,
-            half=half,
+            weights=weights,
         )

@@ -18,6 +18,7 @@ from fuserve.kernels.conv import (
     ConvEpilogue,
     ConvInput,
     ConvMethod,
+    ConvWeights,
     conv_shape,
     convolve,
     pack_conv,
@@ -41,7 +42,7 @@ class Problem:
     want: npt.NDArray[np.float64]
 
     def pack(self, method: ConvMethod, half: bool = False) -> PackedConv:
-        shape = self.case.shape(method, half)
+        shape = self.case.shape(method, ConvWeights.FLOAT16 if half else ConvWeights.FLOAT32)
         packed = np.full(shape.packed_bytes, 255, np.uint8)
         pack_conv(shape, self.filters, packed, ThreadPool(2))
         return packed_conv(shape, packed, self.bias)
@@ -106,8 +107,6 @@ DIRECT_CASES = [
     ConvCase((4, 0), 32, 9, 11, stride=2),
     ConvCase((40, 0), 16, 8, 10, batch=3, stride=2, padding=DOWN, norm=True, silu=True),
     ConvCase((33, 7), 19, 7, 5, stride=2, padding=DOWN, residual=True),
-    ConvCase((24, 0), 24, 3, 5, upsample=True),
-    ConvCase((70, 30), 18, 5, 4, 2, upsample=True, norm=True, silu=True, residual=True),
     ConvCase((48, 0), 40, 6, 7, 2, size=1, padding=(0, 0, 0, 0), norm=True, channel_add=True),
     ConvCase((320, 9), 21, 5, 3, size=1, padding=(0, 0, 0, 0), residual=True),
     ConvCase((20, 0), 32, 9, 8, size=1, stride=2, padding=(0, 0, 0, 0)),
@@ -118,6 +117,21 @@ DIRECT_CASES = [
 def test_direct_convolutions_equal_float64(isa: str, case: ConvCase) -> None:
     given = problem(case)
     got = convolve(given.pack(ConvMethod.DIRECT), given.given, ThreadPool(2), given.epilogue)
+    assert given.error(got) <= 1e-5
+
+
+UPSAMPLING_CASES = [
+    ConvCase((24, 0), 24, 3, 5, upsample=True),
+    ConvCase((70, 30), 18, 5, 4, 2, upsample=True, norm=True, silu=True, residual=True),
+    ConvCase((33, 0), 35, 13, 11, upsample=True, channel_add=True),  # more than one chunk
+    ConvCase((16, 0), 16, 1, 1, upsample=True),
+]
+
+
+@pytest.mark.parametrize("case", UPSAMPLING_CASES, ids=str)
+def test_upsampling_convolutions_equal_float64(isa: str, case: ConvCase) -> None:
+    given = problem(case)
+    got = convolve(given.pack(ConvMethod.WINOGRAD2), given.given, ThreadPool(2), given.epilogue)
     assert given.error(got) <= 1e-5
 
 
@@ -133,6 +147,7 @@ def test_winograd_convolutions_equal_float64(isa: str, case: ConvCase, method: C
 
 
 CUT_CASES = [(case, ConvMethod.DIRECT) for case in DIRECT_CASES[2:6] + DIRECT_CASES[8:]]
+CUT_CASES += [(case, ConvMethod.WINOGRAD2) for case in UPSAMPLING_CASES[:3]]
 CUT_CASES += [(case, method) for case in WINOGRAD_CASES[2:5] for method in WINOGRAD_ERRORS]
 
 
@@ -189,6 +204,10 @@ def test_arguments_that_do_not_go_together_are_refused() -> None:
         conv_shape((8, 0), 8, 3, stride=2, method=ConvMethod.WINOGRAD2)
     with pytest.raises(ValueError, match="upsampling"):
         conv_shape((8, 0), 8, 1, upsample=True)
+    with pytest.raises(ValueError, match="upsampling needs"):
+        conv_shape((8, 0), 8, 3, upsample=True)
+    with pytest.raises(ValueError, match="needs floats"):
+        conv_shape((8, 0), 8, 3, method=ConvMethod.WINOGRAD4, weights=ConvWeights.INT8)
     with pytest.raises(ValueError, match="size"):
         conv_shape((8, 0), 8, 5)
     weights = problem(ConvCase((8, 4), 8, 4, 4)).pack(ConvMethod.DIRECT)

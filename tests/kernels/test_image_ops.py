@@ -206,14 +206,21 @@ def test_stacked_weights_in_every_format(isa: str, storage: Storage, tolerance: 
 
 
 def attend(
-    isa: str, query: Floats, key: Floats, value: Floats, heads: int, causal: bool, threads: int = 2
+    isa: str,
+    query: Floats,
+    key: Floats,
+    value: Floats,
+    heads: int,
+    causal: bool,
+    threads: int = 2,
+    in_pairs: bool = False,
 ) -> Floats:
     graph = Graph(isa)
     batch = max(len(query), len(key))
     out = graph.made(batch, *query.shape[1:])
     q, k, v = (graph.given(x) for x in (query, key, value))
     graph.program.add_attention(
-        out, (q, 0), (k, 0), (v, 0), heads, query.shape[-1] // heads, causal
+        out, (q, 0), (k, 0), (v, 0), heads, query.shape[-1] // heads, causal, in_pairs
     )
     graph.run(threads)
     return graph.arrays[out]
@@ -249,6 +256,46 @@ def test_attention_over_all_tokens(
     assert_close(got, attention_oracle(query, key, value, heads, causal), 3e-6)
 
 
+@pytest.mark.parametrize("head_dim", [1, 33, 40, 64, 160])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (70, 77), (530, 131)])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 8.0])
+def test_attention_in_pairs_is_that_of_12_bits(
+    isa: str, head_dim: int, queries: int, keys: int, size: float
+) -> None:
+    heads = 1 if head_dim > 100 else 3
+    query, key, value = (
+        draw(i, 2, 1, tokens, heads * head_dim) for i, tokens in enumerate((queries, keys, keys))
+    )
+    query *= np.float32(size)
+    want = attention_oracle(query, key, value, heads, False)
+    got = attend(isa, query, key, value, heads, False, in_pairs=True)
+    assert np.abs(got - want).max() <= 2e-3 * max(1.0, size)  # of values that are about one
+    alone = attend(
+        isa, np.ascontiguousarray(query[:, :, -1:]), key, value, heads, False, 1, in_pairs=True
+    )
+    np.testing.assert_array_equal(alone, got[:, :, -1:])
+
+
+def test_attention_in_pairs_keeps_what_many_small_weights_add(isa: str) -> None:
+    """One key outweighs each of 4095 others ten thousand times, but not all of them together."""
+    query, key = np.zeros((1, 1, 5, 2), np.float32), np.zeros((1, 1, 4096, 2), np.float32)
+    query[..., 0], key[..., 100, 0] = 1.0, np.log(1e4) * np.sqrt(2)
+    value = draw(0, 1, 1, 4096, 2) + np.float32(3)
+    value[..., 100, :] = -3
+    want = attention_oracle(query, key, value, 1, False)
+    got = attend(isa, query, key, value, 1, False, in_pairs=True)
+    np.testing.assert_allclose(got, want, rtol=2e-2)
+
+
+@pytest.mark.parametrize("given", range(3))
+def test_attention_in_pairs_does_not_hide_what_is_not_finite(isa: str, given: int) -> None:
+    operands = [draw(i, 1, 1, 70, 24) for i in range(3)]
+    operands[given][0, 0, 66, 7] = np.nan
+    got = attend(isa, *operands, 1, False, in_pairs=True)  # type: ignore[misc]
+    bad = np.isnan(got[0, 0]).any(-1)
+    assert bad.sum() == (1 if given == 0 else 70)
+
+
 @pytest.mark.parametrize("size", [5.0, 60.0])
 def test_attention_with_scores_that_leave_one_key(isa: str, size: float) -> None:
     query, key, value = (draw(i, 1, 1, 200, 40) for i in range(3))
@@ -268,7 +315,7 @@ def test_attention_reads_heads_within_a_stacked_projection(isa: str) -> None:
     stacked = draw(0, 2, 1, 50, 3 * 24)
     graph = Graph(isa)
     source, out = graph.given(stacked), graph.made(2, 1, 50, 24)
-    graph.program.add_attention(out, (source, 0), (source, 24), (source, 48), 3, 8, False)
+    graph.program.add_attention(out, (source, 0), (source, 24), (source, 48), 3, 8, False, False)
     graph.run()
     parts = (np.ascontiguousarray(stacked[..., i : i + 24]) for i in (0, 24, 48))
     assert_close(graph.arrays[out], attention_oracle(*parts, 3, False), 2e-6)
@@ -290,7 +337,7 @@ def test_every_operation_gives_an_image_the_same_bits_at_any_place_and_on_any_th
             normed, [source], GroupNorm(6, 1e-5, True, weight, bias), [], 0
         )
         graph.program.add_linear(qkv, normed, linear, Norm(True, 1e-5, weight, bias), BOUND, NONE)
-        graph.program.add_attention(out, (qkv, 0), (qkv, 48), (qkv, 96), 4, 12, False)
+        graph.program.add_attention(out, (qkv, 0), (qkv, 48), (qkv, 96), 4, 12, False, False)
         graph.run(threads)
         return graph.arrays[out]
 
@@ -313,7 +360,7 @@ def test_operands_that_do_not_fit_are_refused(isa: str) -> None:
     with pytest.raises(ValueError, match="no value 9"):
         graph.program.add_layer_norm(small, 9, Norm(True, 1e-5, ones, None))
     with pytest.raises(ValueError, match="too few channels"):
-        graph.program.add_attention(small, (small, 0), (small, 1), (small, 0), 2, 4, False)
+        graph.program.add_attention(small, (small, 0), (small, 1), (small, 0), 2, 4, False, False)
     with pytest.raises(ValueError, match="is not bound"):
         graph.program.add_value(1, 1, 1, 1, BOUND)
         graph.run()

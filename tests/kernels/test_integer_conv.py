@@ -19,6 +19,7 @@ from fuserve.kernels.conv import (
     ConvInput,
     ConvMethod,
     ConvQuantization,
+    ConvWeights,
     conv_shape,
     convolve,
     pack_conv,
@@ -52,8 +53,8 @@ class Problem:
     epilogue: ConvEpilogue
     want: Floats
 
-    def pack(self) -> PackedConv:
-        shape = self.case.shape(ConvMethod.INTEGER)
+    def pack(self, method: ConvMethod) -> PackedConv:
+        shape = self.case.shape(method, ConvWeights.INT8)
         packed = np.full(shape.packed_bytes, 255, np.uint8)
         pack_conv_codes(shape, self.codes, packed, ThreadPool(2))
         return packed_conv(shape, packed, self.bias, self.quantization)
@@ -137,17 +138,27 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_integer_convolutions_are_exact(isa: str, case: Case) -> None:
+def methods(cases: list[Case]) -> list[tuple[Case, ConvMethod]]:
+    """Each case by every method that can compute it."""
+    return [
+        (case, method)
+        for case in cases
+        for method in (ConvMethod.DIRECT, ConvMethod.WINOGRAD2)
+        if (case.size == 3 and case.stride == 1 if method else not case.upsample)
+    ]
+
+
+@pytest.mark.parametrize(("case", "method"), methods(CASES), ids=str)
+def test_integer_convolutions_are_exact(isa: str, case: Case, method: ConvMethod) -> None:
     given = problem(case)
-    got = convolve(given.pack(), given.given, ThreadPool(2), given.epilogue)
+    got = convolve(given.pack(method), given.given, ThreadPool(2), given.epilogue)
     np.testing.assert_array_equal(got, given.want)
 
 
 def test_the_longest_sums_do_not_overflow(isa: str) -> None:
     """2**16 products of 127 and 127, and of -127 and 127, are within 32 bits."""
     channels = 1 << 16
-    shape = conv_shape((channels, 0), 2, 1, padding=NONE, method=ConvMethod.INTEGER)
+    shape = conv_shape((channels, 0), 2, 1, padding=NONE, weights=ConvWeights.INT8)
     codes = np.full((2, channels, 1, 1), 127, np.int8)
     codes[1] = -127
     packed = np.zeros(shape.packed_bytes, np.uint8)
@@ -160,24 +171,50 @@ def test_the_longest_sums_do_not_overflow(isa: str) -> None:
         np.testing.assert_array_equal(got, np.tile(np.float32([want, -want]), (1, 1, 3, 1)))
 
 
+@pytest.mark.parametrize("value", [127, -127])
+@pytest.mark.parametrize("upsample", [False, True])
+def test_the_longest_sums_of_winograd_do_not_overflow(isa: str, upsample: bool, value: int) -> None:
+    channels = (1 << (16 if upsample else 15)) // 9
+    shape = conv_shape(
+        (channels, 0),
+        2,
+        3,
+        upsample=upsample,
+        method=ConvMethod.WINOGRAD2,
+        weights=ConvWeights.INT8,
+    )
+    codes = np.full((2, channels, 3, 3), 127, np.int8)
+    codes[1] = -127
+    packed = np.zeros(shape.packed_bytes, np.uint8)
+    pack_conv_codes(shape, codes, packed, ThreadPool(2))
+    weights = packed_conv(shape, packed, None, ConvQuantization(np.ones(2, np.float32), 1.0))
+    got = convolve(
+        weights, ConvInput(np.full((1, 6, 6, channels), value, np.float32)), ThreadPool(2)
+    )
+    sums = 127 * value * channels * 9
+    np.testing.assert_array_equal(got[0, 2, 2], np.float32([sums, -sums]))
+
+
 def test_a_fused_silu_is_the_plain_one_but_for_ties(isa: str) -> None:
     given = problem(Case((70, 40), 24, 9, 10, 2, norm=True, silu=True, multiplier=True))
-    got = convolve(given.pack(), given.given, ThreadPool(2), given.epilogue)
+    got = convolve(given.pack(ConvMethod.WINOGRAD2), given.given, ThreadPool(2), given.epilogue)
     step = np.float32(given.quantization.input_scale) * given.quantization.scales
     steps = np.abs(got - given.want) / step  # an input beside a tie moves an output by a weight
     assert (steps < 0.01).mean() > 0.9
     assert steps.max() <= 4 * 127
 
 
-@pytest.mark.parametrize("case", CASES[2:5] + CASES[6:11], ids=str)
-def test_a_result_does_not_depend_on_batch_threads_or_cut(isa: str, case: Case) -> None:
+@pytest.mark.parametrize(("case", "method"), methods(CASES[2:5] + CASES[6:11]), ids=str)
+def test_a_result_does_not_depend_on_batch_threads_or_cut(
+    isa: str, case: Case, method: ConvMethod
+) -> None:
     given = problem(replace(case, batch=3, silu=True))
-    weights = given.pack()
+    weights = given.pack(method)
     want = convolve(weights, given.given, ThreadPool(1), given.epilogue)
     for threads, cut in (
         (2, ConvCut()),
-        (3, ConvCut(band_rows=1, unit_tiles=1)),
-        (2, ConvCut(band_rows=3, unit_tiles=2)),
+        (3, ConvCut(band_rows=2 if method else 1, unit_tiles=1)),
+        (2, ConvCut(band_rows=4 if method else 3, unit_tiles=2)),
     ):
         got = convolve(weights, given.given, ThreadPool(threads), given.epilogue, cut)
         np.testing.assert_array_equal(got, want)
@@ -200,19 +237,25 @@ def test_a_result_does_not_depend_on_batch_threads_or_cut(isa: str, case: Case) 
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_reaches_the_outputs_that_see_it(isa: str, value: float) -> None:
-    given = problem(Case((40, 0), 20, 6, 7))
-    weights = given.pack()
+@pytest.mark.parametrize(("upsample", "method"), [(False, 0), (False, 1), (True, 1)])
+def test_what_is_not_finite_reaches_the_outputs_that_see_it(
+    isa: str, value: float, upsample: bool, method: int
+) -> None:
+    given = problem(Case((40, 0), 20, 6, 7, upsample=upsample))
+    weights = given.pack(ConvMethod(method))
     given.given.first[0, 2, 3, 17] = value
     got = convolve(weights, given.given, ThreadPool(2))
-    touched = np.zeros((6, 7), bool)
-    touched[1:4, 2:5] = True
+    touched = np.zeros(got.shape[1:3], bool)
+    if upsample:
+        touched[3:7, 5:9] = True
+    else:
+        touched[1:4, 2:5] = True
     np.testing.assert_array_equal(np.isnan(got[0]).all(-1), touched)
     np.testing.assert_array_equal(np.isnan(got[0]).any(-1), touched)
 
 
 def test_arguments_that_do_not_go_together_are_refused() -> None:
-    shape = conv_shape((8, 0), 8, 3, method=ConvMethod.INTEGER)
+    shape = conv_shape((8, 0), 8, 3, weights=ConvWeights.INT8)
     packed = np.zeros(shape.packed_bytes, np.uint8)
     with pytest.raises(ValueError, match="codes"):
         pack_conv(shape, np.zeros((8, 8, 3, 3), np.float32), packed, ThreadPool(1))
@@ -236,4 +279,6 @@ def test_arguments_that_do_not_go_together_are_refused() -> None:
             ThreadPool(1),
         )
     with pytest.raises(ValueError, match="65536"):
-        conv_shape((8000, 0), 8, 3, method=ConvMethod.INTEGER)
+        conv_shape((8000, 0), 8, 3, weights=ConvWeights.INT8)
+    with pytest.raises(ValueError, match="32768"):
+        conv_shape((4000, 0), 8, 3, method=ConvMethod.WINOGRAD2, weights=ConvWeights.INT8)

@@ -9,9 +9,9 @@ void pack_tile(const ConvShape& shape, const std::int8_t* codes, int tile, std::
   const std::ptrdiff_t taps = shape.taps(), channels = shape.in_channels();
   for (int index = 0; index < shape.blocks(); ++index) {
     const ChannelBlock block = shape.block(index);
-    const int padded = round_up(block.count, kBlockCols);
-    std::uint8_t* panel = packed + shape.integer_offset(block, tile);
-    std::fill_n(panel, shape.integer_panel(padded), std::uint8_t{128});
+    const int padded = shape.padded(block.count);
+    std::uint8_t* panel = packed + shape.panel_offset(block, tile);
+    std::fill_n(panel, shape.panel_bytes(padded), std::uint8_t{128});
     for (int lane = 0; lane < kTileRows; ++lane) {
       const int row = tile * kTileRows + lane;
       if (row >= shape.out_channels) break;

@@ -18,10 +18,20 @@ constexpr double kCachedSums = 64e3;
 constexpr double kMostTransformed = 1.5e6;  // transformed values, in the last-level cache
 constexpr double kMostScratch = 3e6;  // values that a unit keeps: a thread's memory, never cached
 
+int squares_of(const ConvShape& shape, int width, int rows) {
+  const int m = shape.square_outputs();
+  return ceil_div(rows, m) * ceil_div(width, m);
+}
+
+// Of a component: a value is a channel in floats, or two in int8.
+double winograd_values(const ConvShape& shape) {
+  return shape.is_integer() ? shape.in_channels() / 2.0 : shape.in_channels();
+}
+
 double cost(const ConvShape& shape, int width, int rows, int tiles) {
   const double channels = shape.in_channels(), pixels = double{1} * rows * width;
-  const double window = (rows * shape.stride / (shape.upsample ? 2.0 : 1.0) + shape.size - 1) *
-                        (width * shape.stride / (shape.upsample ? 2.0 : 1.0) + shape.size - 1);
+  const double step = shape.upsample ? 0.5 : shape.stride;
+  const double window = (rows * step + shape.size - 1) * (width * step + shape.size - 1);
   const double pack = (shape.is_integer() ? kQuantizeValue : kPackValue) * window * channels;
   const double weights =
       kWeightByte * static_cast<double>(shape.packed_bytes()) * tiles / shape.tiles();
@@ -31,11 +41,10 @@ double cost(const ConvShape& shape, int width, int rows, int tiles) {
     const double products = pixels * channels * shape.taps() * tiles;
     return (shape.is_integer() ? products / kIntegerRate : products) + pack + weights + spilled;
   }
-  const int m = shape.tile_outputs();
-  const int squares = ceil_div(rows, m) * ceil_div(width, m);
-  const double transformed = squares * shape.components() * channels;
-  const double filters =
-      kTransformWeight * ceil_div(squares, kChunkSquares) * channels * shape.components() * tiles;
+  const int squares = squares_of(shape, width, rows);
+  const double values = shape.components() * winograd_values(shape);
+  const double transformed = squares * values;
+  const double filters = kTransformWeight * ceil_div(squares, kChunkSquares) * values * tiles;
   const double total = transformed * (tiles + kTransformValue) + filters + pack + weights;
   return transformed > kMostTransformed ? 2.0 * total : total;
 }
@@ -43,13 +52,12 @@ double cost(const ConvShape& shape, int width, int rows, int tiles) {
 // Values that a unit keeps beside its input and output.
 double scratch(const ConvShape& shape, int width, int rows, int tiles) {
   const double pixels = double{1} * rows * width;
-  const double window = pixels * shape.stride * shape.stride / shape.phases();
+  const double window = pixels * shape.stride * shape.stride;
   if (!shape.is_winograd()) {
     const double kept = shape.block_channels() / (shape.is_integer() ? 4.0 : 1.0);  // in floats
     return pixels * tiles * kTileRows + window * kept;
   }
-  const int m = shape.tile_outputs();
-  return ceil_div(rows, m) * ceil_div(width, m) * shape.components() * shape.in_channels();
+  return squares_of(shape, width, rows) * shape.components() * winograd_values(shape);
 }
 
 }  // namespace

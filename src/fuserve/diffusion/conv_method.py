@@ -1,4 +1,4 @@
-"""Which way a convolution is computed in floats: direct, or Winograd's F(2x2) or F(4x4).
+"""Which way a convolution is computed: direct, or Winograd's F(2x2) or, in floats, F(4x4).
 
 Packed weights are the same for all of them, so the choice costs no memory and may depend on the
 image: on its width alone, because a band of its rows must get the bits of the whole.
@@ -24,24 +24,41 @@ KERNEL_ROWS = 6
 """Squares that go through the kernel at once."""
 
 
-def usual_method(op: Conv) -> ConvMethod:
-    """The fastest method for images that are as high as wide."""
-    if op.size != 3 or op.stride != 1 or op.upsample:
+INTEGER_RATE = 2.3
+"""Of direct multiply-adds of int8, over fp32's; by Winograd they are of 16 bits, twice as fast."""
+MOST_INTEGER_CHANNELS = 3640
+"""Whose int8 by Winograd sum to 32 bits."""
+
+
+def usual_method(op: Conv, *, is_integer: bool = False) -> ConvMethod:
+    """The fastest method for images that are as high as wide; ``is_integer``: in int8."""
+    if op.upsample:
+        return ConvMethod.WINOGRAD2
+    if op.size != 3 or op.stride != 1:
         return ConvMethod.DIRECT
-    methods = (ConvMethod.DIRECT, ConvMethod.WINOGRAD2, ConvMethod.WINOGRAD4)
-    return min(methods, key=lambda method: _cycles(op, method))
+    methods = [ConvMethod.DIRECT, ConvMethod.WINOGRAD2]
+    if not is_integer:
+        methods.append(ConvMethod.WINOGRAD4)
+    elif _channels(op) > MOST_INTEGER_CHANNELS:
+        methods.remove(ConvMethod.WINOGRAD2)
+    return min(methods, key=lambda method: _cycles(op, method, is_integer))
 
 
-def _cycles(op: Conv, method: ConvMethod) -> float:
-    channels, tiles = sum(source.channels for source in op.sources), ceil(op.out.channels / 16)
-    side = op.out.width
+def _channels(op: Conv) -> int:
+    return sum(source.channels for source in op.sources)
+
+
+def _cycles(op: Conv, method: ConvMethod, is_integer: bool) -> float:
+    channels, tiles, side = _channels(op), ceil(op.out.channels / 16), op.out.width
     if method == ConvMethod.DIRECT:
         rows = KERNEL_ROWS * ceil(side * side / KERNEL_ROWS)
-        return 9 * rows * channels * tiles / DIRECT_EFFICIENCY
+        rate = INTEGER_RATE if is_integer else 1.0
+        return 9 * rows * channels * tiles / DIRECT_EFFICIENCY / rate
     outputs = 4 if method == ConvMethod.WINOGRAD4 else 2
     squares, components = ceil(side / outputs) ** 2, (outputs + 2) ** 2
+    values = channels / 2 if is_integer else channels
     rows = KERNEL_ROWS * ceil(squares / KERNEL_ROWS)
-    products = rows * channels * tiles / WINOGRAD_EFFICIENCY
-    filters = FILTER_CYCLES * ceil(squares / CHUNK_SQUARES) * channels * tiles
-    values = TRANSFORMED_CYCLES * squares * (channels + op.out.channels)
-    return components * (products + filters + values)
+    products = rows * values * tiles / WINOGRAD_EFFICIENCY
+    filters = FILTER_CYCLES * ceil(squares / CHUNK_SQUARES) * values * tiles
+    transforms = TRANSFORMED_CYCLES * squares * (values + op.out.channels)
+    return components * (products + filters + transforms)

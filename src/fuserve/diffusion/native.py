@@ -81,6 +81,7 @@ class NativeProgram:
             offset = self._places.get(value, BOUND)
             band = (value.first_row, value.above, value.below)
             self._native.add_value(*value.shape, offset, *band)
+        self._from_integers: set[int] = set()
         self._num_native = [0]
         for op in program.ops:
             self._num_native.append(self._num_native[-1] + (not isinstance(op, Move)))
@@ -168,17 +169,25 @@ class NativeProgram:
             self._add_conv(op)
         elif isinstance(op, Linear):
             norm = None if op.norm is None else self._weights.layer_norm(op.norm)
+            weights = self._weights.linear(op)
+            # A branch of a LoRA adds floats to what its layer gave.
+            if weights.is_integer or _index(op.residual) in self._from_integers:
+                self._from_integers.add(op.out.index)
             self._native.add_linear(
                 op.out.index,
                 op.source.index,
-                self._weights.linear(op),
+                weights,
                 norm,
                 _index(op.residual),
                 LINEAR_ACTIVATIONS[op.activation],
             )
         elif isinstance(op, Attention):
             parts = (_slice(part) for part in (op.query, op.key, op.value))
-            self._native.add_attention(op.out.index, *parts, op.heads, op.head_dim, op.causal)
+            # Where queries were rounded to 8 bits before, rounding them to 12 costs nothing.
+            in_pairs = not op.causal and op.query.value.index in self._from_integers
+            self._native.add_attention(
+                op.out.index, *parts, op.heads, op.head_dim, op.causal, in_pairs
+            )
         elif isinstance(op, ChannelSums):
             self._native.add_channel_sums(op.out.index, op.source.index, _index(op.pivots))
         elif isinstance(op, Move):

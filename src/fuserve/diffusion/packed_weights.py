@@ -29,6 +29,7 @@ from fuserve.diffusion.packed_integers import (
 from fuserve.kernels.conv import (
     ConvMethod,
     ConvQuantization,
+    ConvWeights,
     conv_shape,
     pack_conv,
     pack_conv_codes,
@@ -58,7 +59,7 @@ class PackingOptions:
     Attributes:
         linear: the format of linear layers.
         half_conv: keep convolutions as float16.
-        exact_conv: compute every convolution directly, without Winograd's transforms.
+        exact_conv: compute every convolution directly, or no less exactly (an upsampling one).
     """
 
     linear: Storage = FLOAT32
@@ -69,13 +70,13 @@ class PackingOptions:
         """The format of a linear's weights."""
         return FLOAT32 if op.precise else self.linear
 
-    def method(self, op: ops.Conv) -> ConvMethod:
-        """How a convolution is computed."""
-        return ConvMethod.DIRECT if self.exact_conv else usual_method(op)
-
     def conv_shape(self, op: ops.Conv, *, is_integer: bool = False) -> ConvShape:
         """A convolution as it is packed; ``is_integer`` where its weights are."""
         first, *rest = (source.channels for source in op.sources)
+        method = usual_method(op, is_integer=is_integer)
+        if self.exact_conv and not op.upsample:
+            method = ConvMethod.DIRECT
+        floats = ConvWeights.FLOAT16 if self.half_conv else ConvWeights.FLOAT32
         return conv_shape(
             (first, rest[0] if rest else 0),
             op.out.channels,
@@ -83,8 +84,8 @@ class PackingOptions:
             stride=op.stride,
             padding=op.padding,
             upsample=op.upsample,
-            method=ConvMethod.INTEGER if is_integer else self.method(op),
-            half=not is_integer and self.half_conv,
+            method=method,
+            weights=ConvWeights.INT8 if is_integer else floats,
         )
 
 

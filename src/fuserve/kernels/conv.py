@@ -21,13 +21,25 @@ class ConvMethod(IntEnum):
 
     ``WINOGRAD2`` and ``WINOGRAD4`` are F(2x2, 3x3) and F(4x4, 3x3) of arXiv 1509.09308: 2.25 and 4
     times fewer multiplications, errors of about 1e-6 and 1e-5 of the output's rms, from the packed
-    weights that ``DIRECT`` has. ``INTEGER`` is ``DIRECT`` with int8 weights and inputs.
+    weights that ``DIRECT`` has. In int8 ``WINOGRAD2`` is exact, as ``DIRECT`` is. Upsampling
+    convolutions have ``WINOGRAD2`` alone: four times fewer multiplications, and no rounding of the
+    input but in differences of neighbours.
     """
 
     DIRECT = 0
     WINOGRAD2 = 1
     WINOGRAD4 = 2
-    INTEGER = 3
+
+
+class ConvWeights(IntEnum):
+    """What weights are kept as; the numbers are those of ``csrc/conv/conv_types.h``.
+
+    ``INT8`` multiplies inputs of int8, too.
+    """
+
+    FLOAT32 = 0
+    FLOAT16 = 1
+    INT8 = 2
 
 
 class ConvActivation(IntEnum):
@@ -112,7 +124,7 @@ def conv_shape(
     padding: tuple[int, int, int, int] | None = None,
     upsample: bool = False,
     method: ConvMethod = ConvMethod.DIRECT,
-    half: bool = False,
+    weights: ConvWeights = ConvWeights.FLOAT32,
 ) -> ConvShape:
     """The shape of a convolution, which says how its weights are packed.
 
@@ -123,15 +135,18 @@ def conv_shape(
         stride: 1 or 2.
         padding: top, left, bottom, right; None keeps an image's size at stride 1.
         upsample: enlarge the input twice first, to nearest (size 3, stride 1, padding 1).
-        method: how it is computed; Winograd needs size 3 and stride 1, without ``upsample``.
-        half: keep packed weights as float16.
+        method: how it is computed. Winograd needs size 3 and stride 1, ``WINOGRAD4`` floats;
+            ``upsample`` needs ``WINOGRAD2``.
+        weights: what they are kept as.
 
     Raises:
         ValueError: the arguments do not go together.
     """
     side = size // 2
     sides = (side, side, side, side) if padding is None else padding
-    return ConvShape(channels, out_channels, size, stride, sides, upsample, int(method), half)
+    return ConvShape(
+        channels, out_channels, size, stride, sides, upsample, int(method), int(weights)
+    )
 
 
 def pack_conv(
@@ -166,13 +181,13 @@ def pack_conv_codes(
     """Pack the weights of an integer convolution.
 
     Args:
-        shape: the target layout, of the method ``INTEGER``.
+        shape: the target layout, of ``INT8``.
         codes: within ±127, contiguous.  # [out channels, in channels, size, size]
         packed: where to, ``shape.packed_bytes`` long.
         pool: the threads that do it.
 
     Raises:
-        ValueError: a shape or the method does not fit.
+        ValueError: the shape does not fit.
     """
     _native.pack_conv_codes(pool, shape, codes, packed)
 
