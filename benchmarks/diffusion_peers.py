@@ -1,4 +1,4 @@
-"""How fast are a guided step and a decoding of Stable Diffusion 1.5 beside diffusers, OpenVINO?
+"""How fast are a guided step and a decoding of Stable Diffusion 1.5 beside other engines?
 
 Every engine runs in a process of its own, on the same random weights of the full configuration and
 the same inputs; rounds are interleaved and the median is reported, with the machine's ceiling
@@ -29,11 +29,11 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "peers"))
 
-from openvino_setup import ENVIRONMENT, make_environment  # noqa: E402
+import openvino_setup  # noqa: E402
+import stable_diffusion_cpp_setup  # noqa: E402
 
 CACHE = HERE.parent / ".cache" / "peers" / "sd15-random"
 RESULTS = HERE / "results"
-SITE_PACKAGES = sysconfig.get_path("purelib", vars={"base": str(ENVIRONMENT)})  # OpenVINO's
 PARTS = {"unet": "one guided step of the UNet", "vae": "one decoding of the autoencoder"}
 
 
@@ -46,27 +46,41 @@ class Contestant:
     options: tuple[str, ...] = ()
 
 
+def site_packages(environment: Path) -> str:
+    """The option that tells a worker where a peer is installed."""
+    return f"site_packages={sysconfig.get_path('purelib', vars={'base': str(environment)})}"
+
+
 CONTESTANTS = {
     "diffusers": Contestant("diffusers eager", "diffusers_worker.py"),
     "channels_last": Contestant(
         "diffusers channels_last", "diffusers_worker.py", ("channels_last=1",)
     ),
     "openvino": Contestant(
-        "OpenVINO fp32", "openvino_image_worker.py", (f"site_packages={SITE_PACKAGES}",)
+        "OpenVINO fp32",
+        "openvino_image_worker.py",
+        (site_packages(openvino_setup.ENVIRONMENT),),
+    ),
+    "stable-diffusion.cpp": Contestant(
+        "stable-diffusion.cpp",
+        "stable_diffusion_cpp_worker.py",
+        (site_packages(stable_diffusion_cpp_setup.ENVIRONMENT),),
     ),
     "fuserve": Contestant("fuserve fp32", "fuserve_image_worker.py"),
     "exact": Contestant("fuserve fp32, exact_conv", "fuserve_image_worker.py", ("exact_conv=1",)),
     "half": Contestant("fuserve float16 weights", "fuserve_image_worker.py", ("half=1",)),
 }
+SETUPS = {"openvino": openvino_setup, "stable-diffusion.cpp": stable_diffusion_cpp_setup}
 
 
 def main() -> None:
     """Measure, print, write."""
     given = parse_arguments()
     given.engines = given.engines.split(",")
-    if "openvino" in given.engines and not make_environment(ENVIRONMENT / "bin" / "python"):
-        print("OpenVINO does not install here: without its row", file=sys.stderr)
-        given.engines.remove("openvino")
+    for name, setup in SETUPS.items():
+        if name in given.engines and not setup.make_environment(setup.ENVIRONMENT / "bin/python"):
+            print(f"{name} does not install here: without its row", file=sys.stderr)
+            given.engines.remove(name)
     folder = given.folder or random_folder()
     tables = {part: measure(part, folder, given) for part in given.parts.split(",")}
     result = {
@@ -89,7 +103,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--engines", default="diffusers,channels_last,openvino,fuserve")
+    parser.add_argument(
+        "--engines",
+        default="diffusers,channels_last,openvino,stable-diffusion.cpp,fuserve",
+        help="of " + ", ".join(CONTESTANTS),
+    )
     parser.add_argument("--parts", default="unet,vae", help="of " + ", ".join(PARTS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--size", type=int, default=512, help="pixels of a side")
@@ -140,7 +158,7 @@ def measure(part: str, folder: Path, given: argparse.Namespace) -> list[dict[str
     rows = []
     for name, answers in runs.items():
         difference = None
-        if oracle is not None:
+        if oracle is not None and outputs[name] is not None:
             difference = float(np.abs(outputs[name] - oracle).max() / np.abs(oracle).max())
         rows.append(
             {
@@ -176,7 +194,7 @@ def worker_command(
 def run_worker(
     contestant: Contestant, part: str, folder: Path, given: argparse.Namespace
 ) -> tuple[dict[str, Any], Any]:
-    """One engine in a process of its own; what it answers, and its output."""
+    """One engine in a process of its own; what it answers, and its output if it has one."""
     with tempfile.TemporaryDirectory() as scratch:
         save = Path(scratch) / "output.npy"
         command = worker_command(contestant.worker, part, folder, given, save)
@@ -188,7 +206,8 @@ def run_worker(
         )
         if done.returncode != 0:
             raise SystemExit(f"{contestant.label} failed with exit code {done.returncode}")
-        return json.loads(done.stdout.splitlines()[-1]), np.load(save)
+        output = np.load(save) if save.exists() else None
+        return json.loads(done.stdout.splitlines()[-1]), output
 
 
 def measure_machine(threads: int) -> dict[str, Any]:

@@ -75,10 +75,10 @@ class FloatHeads {
     const F32x16 before = load16(so_far.largest);
     F32x16 largest = before;
     for (int key = 0; key < num_keys; ++key) largest = max(load16(scores + key * kLanes), largest);
-    const F32x16 decay = exp2(sub(before, largest));
+    const F32x16 decay = exp2<5>(sub(before, largest));
     F32x16 total = mul(load16(so_far.total), decay);
     for (int key = 0; key < num_keys; ++key) {
-      const F32x16 weight = exp2(sub(load16(scores + key * kLanes), largest));
+      const F32x16 weight = exp2<5>(sub(load16(scores + key * kLanes), largest));
       store16(scores + key * kLanes, weight);
       total = add(total, weight);
     }
@@ -148,12 +148,12 @@ class PairHeads {
     F32x16 peak = load16(scores);
     for (int key = 1; key < num_keys; ++key) peak = max(load16(scores + key * kLanes), peak);
     const F32x16 before = load16(so_far.largest), largest = max(peak, before);
-    const F32x16 decay = exp2(sub(before, largest)), share = exp2(sub(peak, largest));
+    const F32x16 decay = exp2<5>(sub(before, largest)), share = exp2<5>(sub(peak, largest));
     const F32x16 offset = sub(set1(kWeightBits), peak);
     F32x16 total = zero();
     const auto weight = [&](int key) {
       if (key >= num_keys) return set1_i32(0);
-      const F32x16 w = exp2_to_14_bits(add(load16(scores + key * kLanes), offset));
+      const F32x16 w = exp2<3>(add(load16(scores + key * kLanes), offset));
       total = add(total, w);
       return to_int(w);
     };
@@ -178,16 +178,6 @@ class PairHeads {
   static constexpr float kWeightBits = 12.0F;
   static constexpr float kLargestValue = 8191.0F;
 
-  // 2^x for x below 100, and about 0 below -30; within 7.5e-5 of it.
-  static F32x16 exp2_to_14_bits(F32x16 x) {
-    const F32x16 bounded = max(set1(-30.0F), x), magic = set1(0x1.8p23F);
-    const F32x16 n = add(bounded, magic), r = sub(bounded, sub(n, magic));
-    F32x16 p = set1(5.5171657e-2F);
-    p = fma(p, r, set1(2.4261112e-1F));
-    p = fma(p, r, set1(6.9326099e-1F));
-    p = fma(p, r, set1(9.9992807e-1F));
-    return times_pow2(p, n);
-  }
   I32x16 rounded(const float* row, int d, F32x16 inverse) const {
     const int n = task_.head_dim - d;
     return to_int(mul(n >= 16 ? load16(row + d) : load_n(row + d, n), inverse));
