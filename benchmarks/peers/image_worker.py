@@ -92,6 +92,13 @@ def run(load: Callable[[ImageWork], ImageEngine]) -> None:
         result = engine.run()
         seconds.append(time.perf_counter() - started)
     np.save(work.save, result)
+    print_answer(load_s, loaded_rss_bytes, seconds, engine.details())
+
+
+def print_answer(
+    load_s: float, loaded_rss_bytes: int, seconds: list[float], details: dict[str, Any]
+) -> None:
+    """The last line of stdout, of what each run took."""
     # The first run commits memory and is not counted where there are others.
     answer = {
         "load_s": load_s,
@@ -99,7 +106,7 @@ def run(load: Callable[[ImageWork], ImageEngine]) -> None:
         "seconds": median(seconds[1:] or seconds),
         "loaded_rss_bytes": loaded_rss_bytes,
         "peak_rss_bytes": peak_rss_bytes(),
-        **engine.details(),
+        **details,
     }
     sys.stdout.flush()
     print(json.dumps(answer), flush=True)

@@ -7,16 +7,13 @@ is its own, so there is no output to compare.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
 from itertools import pairwise
-from statistics import median
 
 import psutil
-from image_worker import TEXT_CHANNELS, TOKENS, parse_work
-from worker import peak_rss_bytes
+from image_worker import TEXT_CHANNELS, TOKENS, parse_work, print_answer
 
 TEXT_ENCODER = f"""
 import sys, torch
@@ -60,15 +57,7 @@ def main() -> None:
     seconds = [after - before for before, after in pairwise(reports)]
     if work.part == "vae":
         seconds = [time.perf_counter() - reports[-1]]
-    answer = {
-        "load_s": load_s,
-        "first_s": seconds[0],
-        "seconds": median(seconds[1:] or seconds),
-        "loaded_rss_bytes": loaded_rss_bytes,
-        "peak_rss_bytes": peak_rss_bytes(),
-    }
-    sys.stdout.flush()
-    print(json.dumps(answer), flush=True)
+    print_answer(load_s, loaded_rss_bytes, seconds, {})
 
 
 if __name__ == "__main__":
