@@ -28,7 +28,7 @@ class DiffusionOptions:
         memory_bytes: what the model may take, with its process: chooses between float32 and (with
             dtype "auto") float16 weights, and decoding whole and in bands, for pictures of the
             model's own size. None: the fastest, whatever it takes.
-        exact_conv: convolve directly, without Winograd's transforms.
+        exact_conv: convolve directly, or no less exactly (where an image is enlarged).
         vae: a folder or hub id with another autoencoder, such as "madebyollin/taesd".
         tokenizer: a folder or hub id with CLIP's tokenizer, for single-file checkpoints; None takes
             the folder ``tokenizer`` beside the file, or the one on the hub.
