@@ -47,8 +47,8 @@ struct IntegerUnit {
   void lines_product(const Window& seen, const Operands& x, bool first, std::int32_t* sums) const;
   template <int Quads, int T, int R>
   void product(const Window& seen, const Operands& x, bool first, std::int32_t* sums) const;
-  template <int R>
-  void add_loose(const Window& seen, const Operands& x, const LooseQuad& quad,
+  template <class Sums>
+  void add_loose(const ChannelBlock& block, const Window& seen, const LooseQuad& quad,
                  std::int32_t* sums) const;
   void finish(const Window& seen, const PixelTotals* totals, const std::int32_t* sums,
               PixelTotals* position_totals) const;
@@ -91,9 +91,9 @@ void IntegerUnit::multiply(const ChannelBlock& block, const Window& seen, const 
     x.panel_bytes = x.bytes * w.taps() * kTileRows;
     std::int32_t* tile_start = sums + static_cast<size_t>(tile - unit.first_tile) * tile_sums();
     lines_product<Quads, R>(seen, x, first, tile_start);
-    if constexpr (Quads > 0)
-      for (int i = 0; i < num_loose; ++i) add_loose<R>(seen, x, loose[i], tile_start);
   });
+  if constexpr (Quads > 0)
+    for (int i = 0; i < num_loose; ++i) add_loose<I32x16>(block, seen, loose[i], sums);
 }
 
 template <int Quads, int R>
@@ -144,23 +144,27 @@ void IntegerUnit::product(const Window& seen, const Operands& x, bool first,
     for (int t = 0; t < T; ++t) store_i32(sums + r * sum_stride + t * kTileRows, acc[r][t]);
 }
 
-// A quad that was taken out of the window, to all the outputs that see it.
-template <int R>
-void IntegerUnit::add_loose(const Window& seen, const Operands& x, const LooseQuad& quad,
+// A quad that was taken out of the window, to all the outputs that see it. A template, as
+// add_loose_quad is.
+template <class Sums>
+void IntegerUnit::add_loose(const ChannelBlock& block, const Window& seen, const LooseQuad& quad,
                             std::int32_t* sums) const {
-  const int pixel = quad.first / static_cast<int>(x.bytes);
-  const int channel = quad.first % static_cast<int>(x.bytes);
+  const int bytes = w.padded(block.count);
+  const int pixel = quad.first / bytes, channel = quad.first % bytes;
+  const auto panel_bytes = static_cast<std::ptrdiff_t>(w.panel_bytes(block.count));
+  const std::uint8_t* panel = w.data + w.panel_offset(block, unit.first_tile);
   for (int tap = 0; tap < w.taps(); ++tap) {
     const int y = pixel / seen.cols - tap / w.size, column = pixel % seen.cols - tap % w.size;
     if (y < 0 || column < 0 || y % w.stride != 0 || column % w.stride != 0) continue;
     const int row = y / w.stride, col = column / w.stride;
     if (row >= rows() || col >= width()) continue;
-    const std::uint8_t* weights = x.panel + (tap * x.bytes + channel) * kTileRows;
+    const std::uint8_t* weights =
+        panel + static_cast<std::ptrdiff_t>(tap * bytes + channel) * kTileRows;
     std::int32_t* sum = sums + static_cast<std::ptrdiff_t>(row * width() + col) * kTileRows;
-    for (int r = 0; r < R; ++r) {
-      I32x16 total = load_i32(sum + static_cast<size_t>(r) * tile_sums());
-      add_loose_quad(weights + r * x.panel_bytes, quad.values, total);
-      store_i32(sum + static_cast<size_t>(r) * tile_sums(), total);
+    for (int tile = 0; tile < tiles(); ++tile, weights += panel_bytes, sum += tile_sums()) {
+      Sums total = load_i32(sum);
+      add_loose_quad(weights, quad.values, total);
+      store_i32(sum, total);
     }
   }
 }

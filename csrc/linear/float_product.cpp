@@ -8,8 +8,7 @@
 namespace fuserve::FUSERVE_ISA {
 namespace {
 
-// Features of a panel that is unpacked to fp32: 16 rows x 256 features are 16 KiB, half of an L1
-// data cache.
+// Features of a panel: 16 rows x 256 features are 16 KiB in fp32, half of an L1 data cache.
 constexpr int kPanelCols = 256;
 
 // T rows of x times `cols` features of R panels [cols][16], added to what stands in out.
@@ -58,7 +57,7 @@ struct FloatProduct {
   template <int R>
   void panels(int tile, int col) const;
   template <int R, class W>
-  void passes(int tile, int col, const W* panel, std::ptrdiff_t panel_stride) const;
+  void passes(int tile, int col, const W* panel, std::ptrdiff_t panel_stride, const W* next) const;
 };
 
 void FloatProduct::run() const {
@@ -78,34 +77,42 @@ template <int R>
 void FloatProduct::panels(int tile, int col) const {
   const std::uint8_t* data = w.tile(tile);
   const auto packed = [&](const auto* values) {
-    passes<R>(tile, col, values + static_cast<std::ptrdiff_t>(col) * kTileRows,
-              static_cast<std::ptrdiff_t>(w.cols) * kTileRows);
+    const std::ptrdiff_t stride = static_cast<std::ptrdiff_t>(w.cols) * kTileRows;
+    values += static_cast<std::ptrdiff_t>(col) * kTileRows;
+    passes<R>(tile, col, values, stride, few_rows() ? nullptr : values + R * stride);
   };
-  if (few_rows() && w.format == WeightFormat::f32) {
+  if (w.format == WeightFormat::f32) {
     packed(reinterpret_cast<const float*>(data));
   } else if (few_rows() && w.format == WeightFormat::f16) {
     packed(reinterpret_cast<const Half*>(data));
   } else if (few_rows() && w.format == WeightFormat::bf16) {
     packed(reinterpret_cast<const BFloat*>(data));
   } else {
-    // Widened or copied once, the panels serve all rows from the first-level cache.
+    // Widened once, the panels serve all rows from the first-level cache.
     constexpr std::ptrdiff_t kPanel = kPanelCols * kTileRows;
     auto* widened = scratch.get<float>(static_cast<size_t>(R * kPanel));
     for (int r = 0; r < R; ++r)
       unpack_panel(w, tile + r, col, std::min(kPanelCols, w.cols - col), widened + r * kPanel);
-    passes<R>(tile, col, static_cast<const float*>(widened), kPanel);
+    passes<R, float>(tile, col, widened, kPanel, nullptr);
   }
 }
 
+// next: the panels that are wanted after these, fetched by and by; null: none
 template <int R, class W>
-void FloatProduct::passes(int tile, int col, const W* panel, std::ptrdiff_t panel_stride) const {
+void FloatProduct::passes(int tile, int col, const W* panel, std::ptrdiff_t panel_stride,
+                          const W* next) const {
   const int cols = std::min(kPanelCols, w.cols - col);
+  const int panel_lines = next == nullptr ? 0 : cols * kTileRows * static_cast<int>(sizeof(W)) / 64;
+  const int lines = ceil_div(panel_lines, ceil_div(rows(), kFloatTokens));
   float* sums = out + static_cast<std::ptrdiff_t>(tile - first_tile) * kTileRows;
-  for (int row = first_row; row < last_row; row += kFloatTokens)
+  for (int row = first_row; row < last_row; row += kFloatTokens) {
+    for (int line = 0; line < lines; ++line, next += 64 / sizeof(W))
+      for (int r = 0; r < R; ++r) prefetch(next + r * panel_stride);
     with_count<kFloatTokens>(last_row - row, [&]<int T>() {
       float_kernel<T, R>(panel, panel_stride, cols, x.value_row(row) + col, x.value_stride,
                          col == 0, sums + (row - first_row) * out_stride, out_stride);
     });
+  }
 }
 
 }  // namespace
