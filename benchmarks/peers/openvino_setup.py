@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from environment import imports, install
+
 HERE = Path(__file__).resolve().parent
 ENVIRONMENT = HERE.parents[1] / ".cache" / "peers-openvino"
 # torch only converts models here; its CPU build is enough.
@@ -38,17 +40,12 @@ def make_environment(python: Path) -> bool:
     """Create the environment that ``python`` belongs to; whether OpenVINO GenAI is there."""
     if not python.exists():
         print("installing OpenVINO GenAI: about a minute", file=sys.stderr)
-        folder = python.parent.parent
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check"]
-        installed = subprocess.run([*pip, "install", "--quiet", *PACKAGES], check=False)
-        if installed.returncode != 0:
-            shutil.rmtree(folder)
+        if not install(python, *PACKAGES):
             return False
         # optimum-intel asks for torchvision, whose build may not match torch's; text needs none.
-        subprocess.run([*pip, "uninstall", "--quiet", "--yes", "torchvision"], check=True)
-    probe = [str(python), "-c", "import openvino_genai"]
-    return subprocess.run(probe, check=False).returncode == 0
+        uninstall = [str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "torchvision"]
+        subprocess.run(uninstall, check=True)
+    return imports(python, "openvino_genai")
 
 
 def make_model(python: Path, config: Path, folder: Path, weights: str) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
 from pathlib import Path
+
+from environment import imports, install
 
 ENVIRONMENT = Path(__file__).resolve().parents[2] / ".cache" / "peers-stable-diffusion-cpp"
 PACKAGE = "stable-diffusion-cpp-python==0.4.7"
@@ -15,10 +15,6 @@ def make_environment(python: Path) -> bool:
     """Create the environment that ``python`` belongs to; whether the package builds here."""
     if not python.exists():
         print("building stable-diffusion.cpp: about five minutes", file=sys.stderr)
-        subprocess.run([sys.executable, "-m", "venv", str(python.parent.parent)], check=True)
-        pip = [str(python), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-        if subprocess.run([*pip, PACKAGE], check=False).returncode != 0:
-            shutil.rmtree(python.parent.parent)
+        if not install(python, PACKAGE):
             return False
-    probe = [str(python), "-c", "import stable_diffusion_cpp"]
-    return subprocess.run(probe, check=False, stdout=subprocess.DEVNULL).returncode == 0
+    return imports(python, "stable_diffusion_cpp")

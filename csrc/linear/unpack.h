@@ -18,7 +18,8 @@ inline void unpack_channel_panel(const std::uint8_t* tile, int first, int cols, 
   }
 }
 
-// Features [first, first + cols) of a tile in fp32; first is a multiple of 32.
+// Features [first, first + cols) of a tile in fp32; first is a multiple of 32. Of any format but
+// f32, which is read where it lies.
 // panel: [cols][16]
 inline void unpack_panel(const PackedLinear& w, int tile, int first, int cols, float* panel) {
   const std::uint8_t* data = w.tile(tile);
@@ -26,10 +27,9 @@ inline void unpack_panel(const PackedLinear& w, int tile, int first, int cols, f
   if (!is_integer(w.format)) {
     for (int k = 0; k < cols; ++k) {
       const auto i = at + static_cast<std::ptrdiff_t>(k) * kTileRows;
-      const F32x16 values =
-          w.format == WeightFormat::f32   ? load16(reinterpret_cast<const float*>(data) + i)
-          : w.format == WeightFormat::f16 ? load16(reinterpret_cast<const Half*>(data) + i)
-                                          : load16(reinterpret_cast<const BFloat*>(data) + i);
+      const F32x16 values = w.format == WeightFormat::f16
+                                ? load16(reinterpret_cast<const Half*>(data) + i)
+                                : load16(reinterpret_cast<const BFloat*>(data) + i);
       store16(panel + k * kTileRows, values);
     }
     return;

@@ -70,7 +70,8 @@ class TextToImage:
             folder ``tokenizer`` beside it.
         loras: files to add at run time, each with its scale, as ``"style.safetensors:0.8"`` or
             ``LoraOption``.
-        exact_conv: convolve directly, without Winograd's transforms: slower, a little more exact.
+        exact_conv: convolve directly, or no less exactly (where an image is enlarged): slower, a
+            little more exact than Winograd's transforms.
         num_threads: of each process; None shares out the usable cores.
         cfg_parallel: 2 computes the two halves of guidance in processes of their own.
         patch_parallel: processes that make a band of each picture each. Both multiply.

@@ -148,7 +148,9 @@ def image(
     ] = None,
     exact_conv: Annotated[
         bool,
-        typer.Option("--exact-conv", help="Convolve without Winograd.", rich_help_panel=_MODEL),
+        typer.Option(
+            "--exact-conv", help="Convolve directly, or as exactly.", rich_help_panel=_MODEL
+        ),
     ] = False,
     threads: Annotated[
         int | None,
